@@ -1,0 +1,237 @@
+"""Model bundles: a folder with manifest.yaml, depth.onnx and pose.onnx -> a checked Bundle; and the one preprocessing.
+
+The graphs take uint8 RGB at network size, (1,H,W,3) for depth and (1,2,H,W,3) for pose; normalisation is inside them.
+The manifest says what the graphs cannot: depth range [m], unit and scale, pose convention, sha256, provenance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+
+from endomust_core.resources import share
+
+FORMAT = 1
+MANIFEST = "manifest.yaml"
+DEFAULT_BUNDLE = "endomust-tiny"
+POSE_CONVENTION = "T_prev_curr"
+CHUNK = 1 << 20  # bytes hashed at a time: large models do not fit in memory twice
+
+
+class BundleError(ValueError):
+    """The bundle cannot be used; the message names the file, what is wrong and the remedy."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One graph as the manifest describes it; `outputs` maps our names (disparity, rotation, …) to the graph's."""
+
+    path: Path
+    sha256: str
+    input_name: str
+    size: tuple[int, int]  # H, W
+    outputs: dict[str, str]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """uint8 RGB: one image for depth, previous and current for pose."""
+        return (1, *self.size, 3) if "disparity" in self.outputs else (1, 2, *self.size, 3)
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """float32, keyed by the graph's names."""
+        shapes = {"disparity": (1, *self.size), "rotation": (1, 3), "translation": (1, 3), "intrinsics": (1, 4)}
+        return {name: shapes[ours] for ours, name in self.outputs.items()}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files exist and carry the sha256 of the manifest."""
+
+    root: Path
+    name: str
+    version: str
+    depth: NetworkSpec
+    pose: NetworkSpec | None
+    range_m: tuple[float, float]  # nearest, farthest depth the head can say [m]
+    metric: bool  # True when the depth unit is a real metre, not the metre of the training scenes
+    manifest: dict
+    digest: str  # one sha256 for all networks
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read and check a bundle folder (or its manifest.yaml); raises BundleError. The graphs are not opened here."""
+    path = Path(path)
+    root = path.parent if path.name == MANIFEST else path
+    manifest = _read_manifest(root)
+    bundle = _parse(root, manifest)
+    for spec in (bundle.depth, bundle.pose):
+        if spec is not None:
+            _check_file(spec)
+    return bundle
+
+
+def default_bundle() -> Path:
+    """The small bundle shipped with the project."""
+    return share("models", DEFAULT_BUNDLE)
+
+
+def resize_rgb(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h,w,3) uint8 RGB -> a new contiguous (H,W,3) at network size. The whole preprocessing; training uses it too."""
+    height, width = size
+    shrinks = height <= rgb.shape[0] and width <= rgb.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    if rgb.strides[2] < 0:  # a BGR image seen as RGB: resize it as it lies in memory, swap the small result
+        small = cv2.resize(rgb[..., ::-1], (width, height), interpolation=interpolation)
+        return np.ascontiguousarray(small[..., ::-1])
+    return cv2.resize(rgb, (width, height), interpolation=interpolation)
+
+
+def write_manifest(root: str | Path, manifest: dict) -> Path:
+    """Fill in the sha256 of the files the manifest names, check it, write <root>/manifest.yaml atomically."""
+    root = Path(root)
+    filled = dict(manifest)
+    for network in ("depth", "pose"):
+        if filled.get(network) is not None:
+            path = _file_in(root, _get(filled, f"{network}.file", str, root / MANIFEST), root / MANIFEST)
+            _check_exists(path)
+            filled[network] = {**filled[network], "sha256": sha256_of(path)}
+    _parse(root, filled)
+    target = root / MANIFEST
+    temporary = target.with_suffix(".yaml.tmp")
+    temporary.write_text(yaml.safe_dump(filled, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_manifest(root: Path) -> dict:
+    path = root / MANIFEST
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise BundleError(f"the bundle {root} {what}; give the folder that holds {MANIFEST}, or fetch the bundle")
+    if not path.is_file():
+        raise BundleError(f"{root} holds no {MANIFEST}, so it is no bundle; give another folder or export it again")
+    try:
+        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is not YAML ({error}); mend it or export the bundle again") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path} holds no keys; mend it or export the bundle again")
+    return manifest
+
+
+def _parse(root: Path, manifest: dict) -> Bundle:
+    """Manifest -> Bundle; looks at the text only, not at the graphs."""
+    path = root / MANIFEST
+    version = _get(manifest, "format", object, path)
+    if version != FORMAT:
+        raise BundleError(
+            f"{path} has format {version!r}, this release reads format {FORMAT}; "
+            "update endomust_ros or export the bundle with this release"
+        )
+    depth = _network(root, manifest, "depth", {"disparity": _get(manifest, "depth.output.name", str, path)})
+    pose = _pose_network(root, manifest) if manifest.get("pose") is not None else None
+    unit = _get(manifest, "scale.unit", str, path)
+    if unit != "metre":
+        raise BundleError(f"{path}: scale.unit is '{unit}', only 'metre' is known; export the bundle in metres")
+    digest = hashlib.sha256("\n".join(spec.sha256 for spec in (depth, pose) if spec).encode())
+    return Bundle(
+        root=root,
+        name=_get(manifest, "name", str, path),
+        version=str(_get(manifest, "version", (str, int, float), path)),
+        depth=depth,
+        pose=pose,
+        range_m=_depth_range(manifest, path),
+        metric=_get(manifest, "scale.metric", bool, path),
+        manifest=manifest,
+        digest=digest.hexdigest(),
+    )
+
+
+def _pose_network(root: Path, manifest: dict) -> NetworkSpec:
+    path = root / MANIFEST
+    convention = _get(manifest, "pose.convention", str, path)
+    if convention != POSE_CONVENTION:
+        raise BundleError(
+            f"{path}: pose.convention is '{convention}', only '{POSE_CONVENTION}' (current camera into previous) "
+            "is known; export the pose network again"
+        )
+    required = {ours: _get(manifest, f"pose.output.{ours}", str, path) for ours in ("rotation", "translation")}
+    optional = {"intrinsics"} & set(manifest["pose"]["output"])
+    return _network(
+        root, manifest, "pose", required | {ours: _get(manifest, f"pose.output.{ours}", str, path) for ours in optional}
+    )
+
+
+def _network(root: Path, manifest: dict, section: str, outputs: dict[str, str]) -> NetworkSpec:
+    path = root / MANIFEST
+    size = _get(manifest, f"{section}.input.size", list, path)
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise BundleError(f"{path}: {section}.input.size is {size}, it must be [height, width] in pixels; mend it")
+    return NetworkSpec(
+        path=_file_in(root, _get(manifest, f"{section}.file", str, path), path),
+        sha256=_get(manifest, f"{section}.sha256", str, path).lower(),
+        input_name=_get(manifest, f"{section}.input.name", str, path),
+        size=(size[0], size[1]),
+        outputs=outputs,
+    )
+
+
+def _depth_range(manifest: dict, path: Path) -> tuple[float, float]:
+    values = _get(manifest, "depth.range_m", list, path)
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    if len(values) != 2 or not numbers or not 0 < values[0] < values[1]:
+        raise BundleError(f"{path}: depth.range_m is {values}, it must be [nearest, farthest] in metres; mend it")
+    return float(values[0]), float(values[1])
+
+
+def _file_in(root: Path, name: str, manifest: Path) -> Path:
+    """A manifest comes from outside: it may name files beside itself and nothing else (the check is on the name, so
+    that a workspace built with symlinks still works)."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise BundleError(f"{manifest} names the file '{name}' outside its own folder; put it beside {MANIFEST}")
+    return root / name
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing, {MANIFEST} names it; re-export or fetch the bundle again")
+
+
+def _check_file(spec: NetworkSpec) -> None:
+    _check_exists(spec.path)
+    found = sha256_of(spec.path)
+    if found != spec.sha256:
+        raise BundleError(
+            f"{spec.path} sha256 differs: {MANIFEST} says {spec.sha256[:12]}…, the file has {found[:12]}…; "
+            "it is damaged or from another export: re-export or fetch it again"
+        )
+
+
+def _get(manifest: Mapping, dotted: str, kind: type | tuple[type, ...], path: Path):
+    """The value at "a.b.c"; BundleError names the key when it is missing or of another kind."""
+    value = manifest
+    for key in dotted.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise BundleError(f"{path}: the key '{dotted}' is missing; add it or export the bundle again")
+        value = value[key]
+    if not isinstance(value, kind):
+        raise BundleError(f"{path}: '{dotted}' is {value!r}, which is of the wrong kind; mend it or export again")
+    return value

@@ -1,0 +1,155 @@
+"""The command `endomust`: one short function per command, heavy imports inside it; it prints and gives exit codes.
+
+0 done; 2 the user can mend it (one sentence on stderr); 130 stopped with Ctrl-C; 1 a fault of the program, which keeps
+its traceback. --debug shows the traceback of the other errors too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from endomust_core import __version__
+
+OURS = ("endomust_core", "endomust_ros")
+EXTRAS = {  # module that is missing → the extra that brings it
+    "torch": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "rclpy": "ros",
+    "sensor_msgs": "ros",
+    "nav_msgs": "ros",
+    "geometry_msgs": "ros",
+    "std_msgs": "ros",
+    "std_srvs": "ros",
+    "diagnostic_msgs": "ros",
+    "lifecycle_msgs": "ros",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; `argv` defaults to the process's arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return run(arguments) or 0
+    except KeyboardInterrupt:
+        print("endomust: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        sentence = in_words(error)
+        if debug or sentence is None:
+            traceback.print_exc()
+        print(f"endomust: {sentence or f'this is a fault of the program: {error!r}'}", file=sys.stderr)
+        return 2 if sentence else 1
+
+
+def run(arguments: list[str]) -> int | None:
+    """Find the command and run it; the ROS commands read their own arguments, because only ROS knows them."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if name is not None and name == arguments[0] and name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}."
+        print(f"endomust: no command '{name}'; {meant}", file=sys.stderr)
+        return 2
+    if name in FORWARDED and name == arguments[0]:
+        return COMMANDS[name](arguments[1:])
+    options = parser().parse_args(arguments)
+    return COMMANDS[options.command](options)
+
+
+def in_words(error: Exception) -> str | None:
+    """One sentence for an error the user can mend; None for a fault of the program."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
+        extra = EXTRAS[error.name.split(".")[0]]
+        ros = ", or source a ROS 2 installation" if extra == "ros" else ""
+        return f"{error.name} is not installed; pip install 'endomust_ros[{extra}]'{ros}"
+    deliberate = type(error).__module__.split(".")[0] in OURS
+    if isinstance(error, ValueError | RuntimeError) and not deliberate:
+        # Raised by hand in our own files it carries advice; raised inside a library it is a bug.
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        deliberate = bool(modules) and modules[-1].split(".")[0] in OURS
+    return str(error) if deliberate or isinstance(error, OSError) else None
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options; importing nothing heavy."""
+    top = argparse.ArgumentParser(
+        prog="endomust",
+        description="Depth, point cloud and camera odometry from endoscope video.",
+        epilog="endomust COMMAND --help tells more. Research software, not a medical device.",
+    )
+    top.add_argument("--version", action="version", version=f"endomust {__version__}")
+    top.add_argument("--debug", action="store_true", help="show where an error came from")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    add = commands.add_parser("import", help="a video file or a folder of images → a recording (.mcap)")
+    add.add_argument("source", type=Path, help="video file, or folder of images in the order of their names")
+    add.add_argument("out", type=Path, help="the recording to write, such as case.mcap")
+    add.add_argument("--camera", type=Path, metavar="YAML", help="ROS camera calibration of this endoscope")
+    add.add_argument("--rate", type=float, metavar="HZ", help="frames per second (default: the video's own)")
+    add.add_argument("--encoding", choices=("jpeg", "raw"), default="jpeg", help="how images are stored (default jpeg)")
+    add.add_argument("--overwrite", action="store_true", help="replace an existing recording")
+
+    add = commands.add_parser("info", help="check a model bundle and say what it holds")
+    add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
+
+    for name, summary in FORWARDED.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    return top
+
+
+def import_command(options: argparse.Namespace) -> None:
+    """A video or image folder → recording."""
+    from endomust_core.camera import load_camera
+    from endomust_core.importing import import_frames, stderr_progress
+
+    camera = load_camera(options.camera) if options.camera else None
+    count = import_frames(
+        options.source,
+        options.out,
+        camera,
+        rate=options.rate,
+        encoding=options.encoding,
+        progress=stderr_progress(),
+        overwrite=options.overwrite,
+    )
+    print(f"{options.out}: {count} frames; endomust play {options.out} sends them to ROS")
+
+
+def info_command(options: argparse.Namespace) -> None:
+    """Check a bundle's manifest, hashes and graphs, and say what it holds."""
+    from endomust_core.backends import open_network
+    from endomust_core.bundle import default_bundle, load_bundle
+
+    bundle = load_bundle(options.bundle or default_bundle())
+    for spec in filter(None, (bundle.depth, bundle.pose)):
+        open_network(spec, threads=1)  # compares the graph with the manifest
+    height, width = bundle.depth.size
+    print(f"{bundle.name} {bundle.version}  ({bundle.root})")
+    print(f"  {bundle.manifest.get('description', '').strip()}")
+    print(f"  depth   {width}x{height}, {bundle.range_m[0]:g} to {bundle.range_m[1]:g} m")
+    print(f"  pose    {'{1}x{0}'.format(*bundle.pose.size) if bundle.pose else 'none, so no odometry'}")
+    print(f"  scale   {'metric' if bundle.metric else 'not metric on real tissue: set scale.factor'}")
+    print(f"  licence {bundle.manifest.get('licence', 'not stated')}")
+    print(f"  sha256  {bundle.digest}")
+
+
+def play_command(arguments: list[str]) -> int:
+    """A recording → ROS, at its own pace."""
+    from endomust_ros.player import main as play
+
+    return play(arguments)
+
+
+FORWARDED = {"play": "send a recording to ROS at its own pace"}
+COMMANDS = {"import": import_command, "play": play_command, "info": info_command}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Weights in and out of files: our own runs, and published ones through visible tables of names. Loads all of it or stops.
+
+Tensors are plain PyTorch state dicts. A foreign file passes through one table of rules (pattern → our name, or DROP); whatever no
+rule names, whatever is missing and whatever has another shape is a CheckpointError, so a network is never half loaded.
+"""
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from endomust_core.bundle import sha256_of
+from endomust_core.learning.networks.depth import DepthConfig, DepthNetwork
+from endomust_core.learning.networks.pose import PoseConfig, PoseNetwork
+from endomust_core.learning.networks.resnet import ResNet18, tile_first_conv
+
+FORMAT = 1
+KINDS = {"depth": (DepthNetwork, DepthConfig), "pose": (PoseNetwork, PoseConfig)}
+
+DROP = None
+
+# First match wins; patterns match whole names. The single-input fusion block (refinenet4, fusion layer 0) owns a first unit that no
+# published network ever calls, and the mask token serves pre-training only.
+DEPTH_ANYTHING_RULES = (
+    # Depth Anything v1 and v2, .pth
+    (r"pretrained\.mask_token", DROP),
+    (r"depth_head\.scratch\.(output_conv\d|refinenet4\.resConfUnit1)\..*", DROP),
+    (r"pretrained\.(.*)", r"encoder.\1"),
+    (r"(depth_head\.(projects|resize_layers|scratch\.layer\d_rn|scratch\.refinenet\d)\..*)", r"\1"),
+    # the same networks in transformers' names, .safetensors
+    (r"backbone\.embeddings\.mask_token", DROP),
+    (r"head\.conv\d\..*", DROP),
+    (r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*", DROP),
+    (r"backbone\.embeddings\.cls_token", r"encoder.cls_token"),
+    (r"backbone\.embeddings\.position_embeddings", r"encoder.pos_embed"),
+    (r"backbone\.embeddings\.patch_embeddings\.projection\.(.*)", r"encoder.patch_embed.proj.\1"),
+    (r"backbone\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)", r"encoder.blocks.\1.attn.qkv.\3#\2"),
+    (r"backbone\.encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)", r"encoder.blocks.\1.attn.proj.\2"),
+    (r"backbone\.encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1", r"encoder.blocks.\1.ls\2.gamma"),
+    (r"backbone\.encoder\.layer\.(\d+)\.(norm1|norm2|mlp\.fc1|mlp\.fc2)\.(.*)", r"encoder.blocks.\1.\2.\3"),
+    (r"backbone\.layernorm\.(.*)", r"encoder.norm.\1"),
+    (r"neck\.reassemble_stage\.layers\.(\d)\.projection\.(.*)", r"depth_head.projects.\1.\2"),
+    (r"neck\.reassemble_stage\.layers\.(\d)\.resize\.(.*)", r"depth_head.resize_layers.\1.\2"),
+    *((rf"neck\.convs\.{i}\.(.*)", rf"depth_head.scratch.layer{i + 1}_rn.\1") for i in range(4)),
+    *((rf"neck\.fusion_stage\.layers\.{i}\.projection\.(.*)", rf"depth_head.scratch.refinenet{4 - i}.out_conv.\1") for i in range(4)),
+    *(
+        (
+            rf"neck\.fusion_stage\.layers\.{i}\.residual_layer(\d)\.convolution(\d)\.(.*)",
+            rf"depth_head.scratch.refinenet{4 - i}.resConfUnit\1.conv\2.\3",
+        )
+        for i in range(4)
+    ),
+)  # fmt: skip
+DEPTH_ANYTHING_FRESH = r"encoder\.blocks\.\d+\.residual_\..*|depth_head\.conv_depth_\d\..*"  # not in those files: starts fresh
+
+# EndoMUST's depth_model.pth, once its LoRA is merged into the weights: our own names, plus the sizes of its training images.
+ENDOMUST_DEPTH_RULES = (
+    (r"height|width|use_stereo|encoder\.mask_token", DROP),
+    (r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*", DROP),
+    (r"((encoder|depth_head)\..*)", r"\1"),
+)
+# EndoMUST's pose_encoder.pth, pose.pth and intrinsics_head.pth. The misspelt squeeze convolution is declared there and never called.
+ENDOMUST_POSE_ENCODER_RULES = ((r"encoder\.fc\..*", DROP), (r"encoder\.(.*)", r"encoder.encoder.\1"))
+ENDOMUST_POSE_RULES = ((r"(net\.\d\..*)", r"decoder.\1"),)
+ENDOMUST_INTRINSICS_RULES = ((r"convs_suqeeze\..*", DROP), (r"((focal_length|offsets)_conv\.weight)", r"intrinsics_head.\1"))
+
+RESNET_RULES = ((r"fc\..*", DROP), (r"((conv1|bn1|layer\d)\..*)", r"\1"))  # torchvision's resnet18
+
+
+class CheckpointError(ValueError):
+    """A file that is not what the network needs; the message names the first keys and what to do."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a foreign file: names loaded, names of ours it does not cover, names of its own that were dropped."""
+
+    source: str
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source}: loaded {len(self.loaded)} tensors; fresh {len(self.fresh)} ({_few(self.fresh)}); "
+            f"dropped {len(self.dropped)} ({_few(self.dropped)})"
+        )
+
+
+def load_depth_anything(network: DepthNetwork, path: str | Path, sha256: str | None = None) -> LoadReport:
+    """Load a published Depth Anything v1 or v2 (.pth, or transformers' .safetensors) into encoder and DPT decoder.
+
+    Necks and disparity heads stay as they are: these files have none. v1 and v2 files have the same names, so the caller says which
+    by the config's taps (`DA_V1_TAPS`, `DA_V2_TAPS`), and wants `normalization="imagenet"`. Raises CheckpointError.
+    """
+    state, dropped = rename(read_weights(path, sha256), DEPTH_ANYTHING_RULES, path)
+    return _load(network, fuse_qkv(state, path), DEPTH_ANYTHING_FRESH, dropped, path)
+
+
+def load_endomust_depth(network: DepthNetwork, path: str | Path, sha256: str | None = None) -> LoadReport:
+    """Load depth_model.pth of a published EndoMUST or EndoDAC folder into the `paper` preset, its low-rank updates merged."""
+    state, dropped = rename(merge_lora(read_weights(path, sha256), path), ENDOMUST_DEPTH_RULES, path)
+    return _load(network, state, None, dropped, path)
+
+
+def load_endomust_pose(network: PoseNetwork, folder: str | Path) -> LoadReport:
+    """Load pose_encoder.pth, pose.pth and intrinsics_head.pth of a published EndoMUST or EndoDAC folder into the `paper` preset."""
+    folder = Path(folder)
+    files = {
+        "pose_encoder.pth": ENDOMUST_POSE_ENCODER_RULES,
+        "pose.pth": ENDOMUST_POSE_RULES,
+        "intrinsics_head.pth": ENDOMUST_INTRINSICS_RULES,
+    }
+    state, dropped = {}, []
+    for name, rules in files.items():
+        renamed, gone = rename(read_weights(folder / name), rules, folder / name)
+        state |= renamed
+        dropped += gone
+    return _load(network, state, None, dropped, folder)
+
+
+def load_resnet(encoder: ResNet18, path: str | Path, sha256: str | None = None) -> LoadReport:
+    """Load torchvision's ImageNet resnet18 file; the first convolution is tiled over the encoder's images."""
+    state, dropped = rename(read_weights(path, sha256), RESNET_RULES, path)
+    if "conv1.weight" in state:
+        state["conv1.weight"] = tile_first_conv(state["conv1.weight"], encoder.images)
+    return _load(encoder, state, None, dropped, path)
+
+
+def save_checkpoint(path: str | Path, network: nn.Module, meta: dict | None = None) -> Path:
+    """Write a network with its config and `meta` (plain numbers, strings, lists, dicts, tensors) to one file, atomically.
+
+    The file is read back before it takes its name, so a checkpoint that exists can be loaded.
+    """
+    path = Path(path)
+    content = {
+        "format": FORMAT,
+        "kind": _kind_of(network),
+        "config": dataclasses.asdict(network.config),
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()},
+        "meta": meta or {},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    try:
+        torch.save(content, partial)
+        read_weights(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(path: str | Path, kind: str) -> tuple[nn.Module, dict]:
+    """Read what `save_checkpoint` wrote: the network (on the CPU, in eval mode) and its meta. Raises CheckpointError."""
+    content = read_weights(path)
+    missing = {"format", "kind", "config", "state_dict", "meta"} - content.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path} is no checkpoint of this project (no {', '.join(sorted(missing))}); published weights load with "
+            "load_depth_anything or load_endomust_pose"
+        )
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {content['format']}, this version reads {FORMAT}; train or convert it again")
+    if content["kind"] != kind:
+        raise CheckpointError(f"{path} holds a {content['kind']} network, not {kind}; give the {kind} checkpoint")
+    build, config = KINDS[kind]
+    try:
+        network = build(config(**content["config"]))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} was written with another {kind} config ({error}); train or convert it again") from error
+    _load(network, content["state_dict"], None, (), path)
+    return network.eval(), content["meta"]
+
+
+def read_weights(path: str | Path, sha256: str | None = None) -> dict:
+    """Read a .pth or .safetensors file into a dict; nothing in it is executed. `sha256` (hex), where given, is checked first."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; check the path or fetch the file")
+    if sha256 is not None and (found := sha256_of(path)) != sha256.lower():
+        raise CheckpointError(f"{path}: sha256 is {found[:12]}…, expected {sha256[:12].lower()}…; fetch the file again")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs the safetensors package: pip install safetensors") from error
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as weights ({reason}); fetch it again or save a plain state dict") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict; save `model.state_dict()` instead")
+    return content
+
+
+def rename(state: dict, rules: tuple, source: str | Path = "state dict") -> tuple[dict, list[str]]:
+    """Pass names through a table of rules → renamed state dict, dropped names. A name without a rule is a CheckpointError."""
+    renamed, dropped, unknown = {}, [], []
+    for name, tensor in state.items():
+        for pattern, replacement in rules:
+            match = re.fullmatch(pattern, name)
+            if match:
+                break
+        else:
+            unknown.append(name)
+            continue
+        if replacement is DROP:
+            dropped.append(name)
+        else:
+            renamed[match.expand(replacement)] = tensor
+    if unknown:
+        raise CheckpointError(
+            f"{source} has {len(unknown)} unexpected tensors ({_few(unknown)}); it is of another model family or version"
+        )
+    return renamed, dropped
+
+
+def merge_lora(state: dict, source: str | Path = "state dict") -> dict:
+    """Add the published low-rank updates to their weights: W + (B ⊙ V)(A ⊙ U), with A r×i, B o×r, U r×1, V o×1. Exact."""
+    merged = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
+    for layer in {name.split(".lora_")[0] for name in state if ".lora_" in name}:
+        needed = [f"{layer}.weight", *(f"{layer}.lora_{part}" for part in "ABUV")]
+        missing = [name for name in needed if name not in state]
+        if missing:
+            raise CheckpointError(f"{source} lacks {_few(missing)}; it was not trained with EndoMUST's DV-LoRA")
+        weight, a, b, u, v = (state[name] for name in needed)
+        merged[f"{layer}.weight"] = weight + (b * v) @ (a * u)
+    return merged
+
+
+def fuse_qkv(state: dict, source: str | Path = "state dict") -> dict:
+    """Join `….qkv.weight#query`, `#key`, `#value` into one `….qkv.weight`, in this order of rows."""
+    fused = {name: tensor for name, tensor in state.items() if "#" not in name}
+    for name in {name.split("#")[0] for name in state if "#" in name}:
+        parts = [f"{name}#{part}" for part in ("query", "key", "value")]
+        missing = [part for part in parts if part not in state]
+        if missing:
+            raise CheckpointError(f"{source} lacks {_few(missing)}; the file is incomplete, fetch it again")
+        fused[name] = torch.cat([state[part] for part in parts])
+    return fused
+
+
+def _load(network: nn.Module, state: dict, fresh_pattern: str | None, dropped, source: str | Path) -> LoadReport:
+    """Load strictly: names and shapes must be the network's own, apart from those that may stay fresh."""
+    own = network.state_dict()
+    fresh = [name for name in own if name not in state and fresh_pattern and re.fullmatch(fresh_pattern, name)]
+    missing = [name for name in own if name not in state and name not in fresh and not name.endswith("num_batches_tracked")]
+    extra = [name for name in state if name not in own]
+    shapes = [
+        f"{name} is {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the network"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    found = [f"{len(names)} {what} ({_few(names)})" for what, names in
+             (("missing", missing), ("unexpected", extra), ("of another shape", shapes)) if names]  # fmt: skip
+    if found:
+        raise CheckpointError(f"{source} does not fit the network: {'; '.join(found)}. Choose the preset the file was made for")
+    network.load_state_dict(own | state, strict=True)
+    return LoadReport(str(source), tuple(state), tuple(fresh), tuple(dropped))
+
+
+def _kind_of(network: nn.Module) -> str:
+    for kind, (build, _) in KINDS.items():
+        if type(network) is build:
+            return kind
+    raise CheckpointError(f"no checkpoint format for a {type(network).__name__}; known kinds: {', '.join(KINDS)}")
+
+
+def _few(names) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

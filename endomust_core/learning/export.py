@@ -1,0 +1,332 @@
+"""Trained networks → a model bundle: depth.onnx and pose.onnx with fixed shapes, compared with PyTorch, and their manifest.
+
+The graphs take uint8 RGB, NHWC, at network size, and hold everything else: scaling, normalisation, the position embedding resized to
+the size, and for depth the step from disparity to inverse depth [1/m]. Nothing is written to the bundle before it is verified.
+"""
+
+import copy
+import logging
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth
+from endomust_core.learning.networks.pose import PoseNetwork
+from endomust_core.learning.networks.vit import PATCH
+
+OPSET = 17  # LayerNormalization as one node; in every ONNX Runtime since 1.13 and TensorRT since 8.6
+TOLERANCE = 1e-4  # ONNX Runtime against PyTorch, relative
+SMALL = 1024  # bytes; smaller tensors (norms, biases) stay float32
+VERSION = "0.1.0"
+
+log = logging.getLogger(__name__)
+
+
+class ExportError(RuntimeError):
+    """The networks cannot become a bundle, or the exported graphs do not say what PyTorch says."""
+
+
+class DepthGraph(nn.Module):
+    """uint8 RGB 1×H×W×3 → inverse depth 1×H×W [1/m]."""
+
+    def __init__(self, network: DepthNetwork, size: tuple[int, int]):
+        super().__init__()
+        self.network = network
+        network.encoder.bake_position((size[0] // PATCH, size[1] // PATCH))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        disparity = self.network(image.permute(0, 3, 1, 2).float() / 255.0, scales=(0,))[0]
+        config = self.network.config
+        return inverse_depth(disparity[:, 0], config.min_depth, config.max_depth)
+
+
+class PoseGraph(nn.Module):
+    """uint8 RGB 1×2×H×W×3, previous and current → rotation 1×3 [rad], translation 1×3 [m], intrinsics 1×4."""
+
+    def __init__(self, network: PoseNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pair = images.permute(0, 1, 4, 2, 3).float() / 255.0
+        return tuple(self.network(pair[:, 0], pair[:, 1]))
+
+
+def export_bundle(
+    depth_network: DepthNetwork,
+    pose_network: PoseNetwork | None,
+    out_dir: str | Path,
+    size: tuple[int, int],
+    name: str,
+    provenance: dict,
+    scores: dict,
+    frames: list[np.ndarray],
+    weight_dtype: str = "float16",
+    description: str = "",
+    version: str = VERSION,
+    licence: str = "Apache-2.0",
+    scale_source: str = "rendered sequences",
+    metric: bool = False,
+) -> Path:
+    """Write and verify a bundle; returns its folder.
+
+    size: (H, W) the graphs take, multiples of 14. frames: at least two consecutive uint8 RGB images, used to compare ONNX Runtime
+    with PyTorch. weight_dtype "float16" halves the files: large tensors are stored rounded and cast back to float32 when the graph is
+    loaded, so arithmetic stays float32; what the rounding changes is written into the manifest. Raises ExportError.
+    """
+    _check_request(size, frames, weight_dtype)
+    out_dir = Path(out_dir)
+    frames = [_at_size(frame, size) for frame in frames]
+    manifest = {
+        "format": 1,
+        "name": name,
+        "version": version,
+        "description": description,
+        "licence": licence,
+        "depth": _depth_section(depth_network, size),
+        "scale": {"unit": "metre", "source": scale_source, "metric": metric},
+        "provenance": provenance,
+        "verification": {"frames": len(frames), "weights": weight_dtype, "tolerance": TOLERANCE},
+        "scores": scores,
+    }
+    if pose_network is not None:
+        manifest["pose"] = _pose_section(size)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as stage:
+        stage = Path(stage)
+        facts = {"endomust_bundle": name, "endomust_version": version}
+        report = {"depth": _export_depth(depth_network, stage, size, frames, weight_dtype, facts, manifest)}
+        if pose_network is not None:
+            report["pose"] = _export_pose(pose_network, stage, size, frames, weight_dtype, facts, manifest)
+        manifest["verification"] |= report
+        _publish(stage, out_dir, manifest)
+    log.info("bundle %s: %s", out_dir, report)
+    return out_dir
+
+
+def _export_depth(network, stage, size, frames, weight_dtype, facts, manifest) -> dict:
+    inputs = [frame[None] for frame in frames]
+    nearest, farthest = manifest["depth"]["range_m"]
+    facts = facts | {"output": "inverse depth [1/m]", "range_m": f"{nearest} {farthest}"}
+    exact = DepthGraph(_deployable(network, "float32"), size)
+    rounded = DepthGraph(_deployable(network, weight_dtype), size)
+    return _export_graph(exact, rounded, stage, manifest["depth"], inputs, weight_dtype, facts)
+
+
+def _export_pose(network, stage, size, frames, weight_dtype, facts, manifest) -> dict:
+    inputs = [np.stack(pair)[None] for pair in zip(frames[:-1], frames[1:], strict=True)]
+    facts = facts | {"convention": "T_prev_curr", "output": "rotation [rad], translation [m], fx/W fy/H cx/W cy/H"}
+    exact = PoseGraph(_deployable(network, "float32"))
+    rounded = PoseGraph(_deployable(network, weight_dtype))
+    return _export_graph(exact, rounded, stage, manifest["pose"], inputs, weight_dtype, facts)
+
+
+def _export_graph(exact, rounded, stage, section, inputs, weight_dtype, facts) -> dict:
+    """Write one graph into `stage` and compare it with PyTorch on `inputs`; returns what goes into the manifest."""
+    path = stage / section["file"]
+    names = list(section["output"].values())
+    trace(rounded, inputs[0], path, section["input"]["name"], names)
+    compress_weights(path, weight_dtype, facts)
+    reference = [_run_torch(rounded, array) for array in inputs]
+    answers = _run_bundle_graph(path, section, inputs)
+    unrounded = [_run_torch(exact, array) for array in inputs]
+    error = largest_difference(answers, reference)
+    if not error <= TOLERANCE:  # written so that NaN fails
+        raise ExportError(
+            f"{section['file']}: ONNX Runtime differs from PyTorch by {error:.1e} (relative; at most {TOLERANCE:.0e} is accepted); "
+            "nothing was written. Check the torch and onnxruntime versions, or export with weight_dtype float32"
+        )
+    return {
+        "onnx_vs_pytorch_max_rel": float(f"{error:.2e}"),
+        "weight_rounding_max_rel": float(f"{largest_difference(reference, unrounded):.2e}"),
+        "weight_rounding_mean_rel": float(f"{mean_difference(reference, unrounded):.2e}"),
+        "parameters": sum(parameter.numel() for parameter in exact.parameters()),
+        "bytes": path.stat().st_size,
+    }
+
+
+def trace(module: nn.Module, example: np.ndarray, path: Path, input_name: str, output_names: list[str]) -> None:
+    """Export one module with fixed shapes to one ONNX file."""
+    with warnings.catch_warnings():
+        # Shapes are fixed on purpose, and the tracing exporter needs no further package; both draw a warning.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
+        torch.onnx.export(
+            module.eval(),
+            (torch.from_numpy(example),),
+            str(path),
+            opset_version=OPSET,
+            input_names=[input_name],
+            output_names=output_names,
+            dynamo=False,
+        )
+
+
+def compress_weights(path: Path, weight_dtype: str, facts: dict[str, str]) -> None:
+    """Store large float32 tensors as float16 and cast them back in the graph, where that loses nothing; add `facts` as metadata.
+
+    The weights were rounded before tracing, so nothing that came from them is lost here. Constants that the exporter computed (and
+    that do not survive the round trip) stay float32.
+    """
+    model = onnx.load(path)
+    if weight_dtype == "float16":
+        casts = []
+        for tensor in model.graph.initializer:
+            cast = _halve(tensor)
+            if cast is not None:
+                casts.append(cast)
+        nodes = casts + list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    helper.set_model_props(model, {key: str(value) for key, value in facts.items()})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _halve(tensor) -> "onnx.NodeProto | None":
+    """Turn an initialiser into float16 in place; returns the node that casts it back, or None where it stays as it is."""
+    if tensor.data_type != TensorProto.FLOAT:
+        return None
+    values = numpy_helper.to_array(tensor)
+    with np.errstate(over="ignore"):
+        halved = values.astype(np.float16)
+    if values.nbytes <= SMALL or not np.array_equal(halved.astype(np.float32), values):
+        return None
+    name = tensor.name
+    tensor.CopyFrom(numpy_helper.from_array(halved, f"{name}.float16"))
+    return helper.make_node("Cast", [f"{name}.float16"], [name], name=f"{name}.cast", to=TensorProto.FLOAT)
+
+
+def round_weights(network: nn.Module, weight_dtype: str) -> nn.Module:
+    """Round every large parameter to what the file will hold, in place."""
+    if weight_dtype == "float16":
+        for name, parameter in network.named_parameters():
+            if parameter.numel() * 4 > SMALL:
+                halved = parameter.detach().half().float()
+                if not torch.isfinite(halved).all():
+                    raise ExportError(f"{name} has values beyond float16; export with weight_dtype float32")
+                parameter.data.copy_(halved)
+    return network
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Fold every batch norm that directly follows a convolution into it, in place; the exporter would do it after the rounding."""
+    for parent in list(network.modules()):
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in zip(children[:-1], children[1:], strict=True):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return network
+
+
+def largest_difference(answers: list[dict], references: list[dict]) -> float:
+    """Largest difference of any output on any frame, relative to the output's largest value on that frame's reference.
+
+    For inverse depth, which is positive everywhere, relative to the pixel's own value.
+    """
+    return max(_relative(answer, reference).max() for answer, reference in _matched(answers, references)).item()
+
+
+def mean_difference(answers: list[dict], references: list[dict]) -> float:
+    """As `largest_difference`, averaged over values, frames and outputs."""
+    return float(np.mean([_relative(answer, reference).mean() for answer, reference in _matched(answers, references)]))
+
+
+def _matched(answers, references):
+    for answer, reference in zip(answers, references, strict=True):
+        for name in reference:
+            yield answer[name], reference[name]
+
+
+def _relative(answer: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    if answer.shape != reference.shape:
+        raise ExportError(f"the graph gives {answer.shape} where PyTorch gives {reference.shape}")
+    own = np.abs(reference.astype(np.float64))
+    scale = own if reference.ndim == 3 else own.max()
+    return np.abs(answer.astype(np.float64) - reference) / np.maximum(scale, 1e-12)
+
+
+def _run_torch(graph: nn.Module, array: np.ndarray) -> dict[str, np.ndarray]:
+    with torch.inference_mode():
+        outputs = graph.eval()(torch.from_numpy(array))
+    if isinstance(graph, DepthGraph):
+        return {"disparity": outputs.numpy()}
+    return {name: value.numpy() for name, value in zip(("rotation", "translation", "intrinsics"), outputs, strict=True)}
+
+
+def _run_bundle_graph(path: Path, section: dict, inputs: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Run the file through the very backend that deployment uses; the file is compared with its manifest section there."""
+    from endomust_core.backends import open_network
+    from endomust_core.bundle import NetworkSpec, sha256_of
+
+    name, size = section["input"]["name"], tuple(section["input"]["size"])
+    output = section["output"]
+    outputs = {"disparity": output["name"]} if "name" in output else output
+    backend = open_network(NetworkSpec(path, sha256_of(path), name, size, outputs), threads=1)
+    return [
+        {ours: answer[theirs] for ours, theirs in outputs.items()} for answer in (backend.run({name: array}) for array in inputs)
+    ]
+
+
+def _deployable(network: nn.Module, weight_dtype: str) -> nn.Module:
+    """A copy on the CPU in eval mode, batch norms folded, weights rounded as they will be stored."""
+    return round_weights(fold_batch_norm(copy.deepcopy(network).cpu().float().eval()), weight_dtype)
+
+
+def _depth_section(network: DepthNetwork, size: tuple[int, int]) -> dict:
+    return {
+        "file": "depth.onnx",
+        "input": {"name": "image", "size": list(size)},
+        "output": {"name": "disparity"},
+        "range_m": [network.config.min_depth, network.config.max_depth],
+    }
+
+
+def _pose_section(size: tuple[int, int]) -> dict:
+    return {
+        "file": "pose.onnx",
+        "input": {"name": "images", "size": list(size)},
+        "output": {name: name for name in ("rotation", "translation", "intrinsics")},
+        "convention": "T_prev_curr",
+    }
+
+
+def _publish(stage: Path, out_dir: Path, manifest: dict) -> None:
+    """Move the verified files into the bundle, the manifest last: a reader never sees a manifest of other files' hashes for long."""
+    from endomust_core.bundle import load_bundle, write_manifest
+
+    write_manifest(stage, manifest)
+    load_bundle(stage)
+    out_dir.mkdir(exist_ok=True)
+    if "pose" not in manifest:
+        (out_dir / "pose.onnx").unlink(missing_ok=True)
+    for path in sorted(stage.iterdir(), key=lambda path: path.suffix == ".yaml"):
+        os.replace(path, out_dir / path.name)
+
+
+def _check_request(size: tuple[int, int], frames: list[np.ndarray], weight_dtype: str) -> None:
+    if weight_dtype not in ("float16", "float32"):
+        raise ExportError(f"weight_dtype is {weight_dtype!r}; choose float16 or float32")
+    if len(size) != 2 or any(side <= 0 or side % PATCH for side in size):
+        raise ExportError(f"size {tuple(size)} must be (height, width), both multiples of {PATCH}")
+    if len(frames) < 2:
+        raise ExportError("verification needs at least two consecutive frames; pass some of the validation set")
+    for frame in frames:
+        if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3):
+            raise ExportError("every verification frame must be a uint8 RGB array (h, w, 3)")
+
+
+def _at_size(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from endomust_core.bundle import resize_rgb
+
+    return np.ascontiguousarray(frame if frame.shape[:2] == tuple(size) else resize_rgb(frame, size))

@@ -1,0 +1,60 @@
+"""ResNet-18 encoder: k images side by side in channels, B×3k×H×W → five maps of 64, 64, 128, 256, 512 channels at strides 2 to 32.
+
+Parameter names are torchvision's, without the classifier.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CHANNELS = (64, 64, 128, 256, 512)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with batch norm and a shortcut, projected where shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = None
+        if stride != 1 or channels_in != channels:
+            projection = nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        shortcut = features if self.downsample is None else self.downsample(features)
+        inner = F.relu(self.bn1(self.conv1(features)))
+        return F.relu(self.bn2(self.conv2(inner)) + shortcut)
+
+
+class ResNet18(nn.Module):
+    """forward(B×3k×H×W) → list of five maps, fine to coarse."""
+
+    def __init__(self, images: int = 1):
+        super().__init__()
+        self.images = images
+        self.conv1 = nn.Conv2d(3 * images, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        stages = zip((1, 2, 3, 4), CHANNELS[:-1], CHANNELS[1:], (1, 2, 2, 2), strict=True)
+        for number, channels_in, channels, stride in stages:
+            blocks = ResidualBlock(channels_in, channels, stride), ResidualBlock(channels, channels, 1)
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        maps = [F.relu(self.bn1(self.conv1(images)))]
+        features = F.max_pool2d(maps[0], 3, stride=2, padding=1)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            features = stage(features)
+            maps.append(features)
+        return maps
+
+
+def tile_first_conv(weight: torch.Tensor, images: int) -> torch.Tensor:
+    """ImageNet's first convolution 64×3×7×7 → 64×3k×7×7 with the same response to k equal images."""
+    return weight.repeat(1, images, 1, 1) / images

@@ -1,0 +1,275 @@
+"""Trains a depth and a pose network on rendered scenes with their truth and exports a bundle: the stand-in for a foundation model.
+
+Render (once, kept) → depth network → pose network → scores on scenes never seen → bundle. Every stage can be interrupted and
+resumed; the batch of a step depends on the seed and the step alone.
+"""
+
+import copy
+import logging
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from endomust_core.learning.augment import Colour, cut, field_stop, random_view
+from endomust_core.learning.checkpoint import save_checkpoint
+from endomust_core.learning.config import load_config
+from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth
+from endomust_core.learning.networks.pose import PoseNetwork
+from endomust_core.learning.supervised import log_depth_losses, motion_losses
+from endomust_core.metrics import depth_metrics, mean_metrics
+from endomust_core.odometry import so3_log
+from endomust_core.simulation.dataset import generate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Which scenes to render: how many per domain, from which seed on, `pairs` of views each."""
+
+    count: dict = field(default_factory=lambda: {"colon": 200, "sinus": 100, "laparo": 200})
+    first_seed: int = 1000
+    pairs: int = 5
+    size: tuple[int, ...] = (192, 240)
+    detail: int = 768
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is trained."""
+
+    preset: str = "tiny"
+    size: tuple[int, ...] = (168, 224)  # network input, height and width
+    steps: int = 4000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    warm_up: int = 200
+    average: float = 0.998  # decay of the running mean of the weights, which is what is kept
+    smallest_crop: float = 0.6
+    stretch: float = 1.5
+    colour: float = 1.0
+    save_every: int = 250
+    bfloat16: bool = True
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    name: str = "endomust-tiny"
+    description: str = ""
+    seed: int = 1
+    train: Scenes = field(default_factory=Scenes)
+    validation: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 0, 4))
+    test: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 500, 4))
+    depth: Training = field(default_factory=Training)
+    pose: Training = field(default_factory=lambda: Training(steps=2000, smallest_crop=0.85, stretch=1.15, colour=0.6, bfloat16=False))
+
+
+class Views:
+    """All views of a set of scene files in memory; even rows are the earlier view of a pair, the next row the later one."""
+
+    def __init__(self, files):
+        scenes = [np.load(path) for path in files]
+        self.domain = [path.name.split("-")[0] for path in files for _ in range(len(scenes[0]["rgb"]))]
+        self.rgb = torch.from_numpy(np.concatenate([scene["rgb"] for scene in scenes]))
+        self.depth = torch.from_numpy(np.concatenate([scene["depth"] for scene in scenes]))
+        repeat = len(self.rgb) // len(scenes)
+        self.fov = torch.from_numpy(np.stack([scene["fov"] for scene in scenes])).repeat_interleave(repeat, 0)
+        self.pose = torch.from_numpy(np.concatenate([scene["T_world_camera"] for scene in scenes]))
+        self.intrinsics = torch.from_numpy(np.stack([scene["intrinsics"] for scene in scenes])).repeat_interleave(repeat, 0)
+
+    def __len__(self):
+        return len(self.rgb)
+
+    def images(self, rows):
+        """rows (B,) → B×3×H×W in [0, 1]."""
+        return self.rgb[rows].permute(0, 3, 1, 2).float() / 255
+
+
+def _generator(seed, step):
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def depth_losses(network, views, options, seed, step):
+    """Losses {name: (B,)} of one step's batch; scale 0 counts full, the coarser heads less."""
+    g = _generator(seed, step)
+    rows = torch.randint(len(views), (options.batch,), generator=g)
+    view = random_view(options.batch, options.smallest_crop, options.stretch, g)
+    size = tuple(options.size)
+    images, truth = views.images(rows), views.depth[rows][:, None].float()
+    fov = cut(views.fov[rows][:, None].float(), view, size, "nearest") > 0.5
+    lit = field_stop(fov, g)
+    images = Colour(options.batch, options.colour, g)(cut(images, view, size)) * torch.where(fov & ~lit, 0.0, 1.0)
+    truth = cut(truth, view, size, "nearest")
+    config = network.config
+    mask = lit & (truth > config.min_depth) & (truth < config.max_depth)
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+        disparity = network(images)
+    losses = {}
+    for scale, weight in ((0, 1.0), (1, 0.25), (2, 0.15), (3, 0.1)):
+        stride = 2**scale
+        log_depth = -torch.log(inverse_depth(disparity[scale].float(), config.min_depth, config.max_depth))
+        at = (slice(None), slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride))
+        target, valid = (truth, mask) if scale == 0 else (truth[at], mask[at])
+        height, width = target.shape[-2:]
+        for name, value in log_depth_losses(log_depth[..., :height, :width], target, valid).items():
+            importance = {"shape": 1.0, "scale": 0.1, "gradient": 0.5}[name]
+            losses[f"{name}/{scale}"] = weight * importance * value
+    return losses
+
+
+def pose_losses(network, views, options, seed, step):
+    """Losses {name: (B,)}: pairs in either order of time, cropped and flipped with their intrinsics and motion."""
+    g = _generator(seed, step)
+    first = 2 * torch.randint(len(views) // 2, (options.batch,), generator=g)
+    swap = (torch.rand(options.batch, generator=g) < 0.5).long()
+    previous, current = first + swap, first + 1 - swap
+    still = torch.rand(options.batch, generator=g) < 0.04  # a camera at rest must read as rest
+    previous = torch.where(still, current, previous)
+    view = random_view(options.batch, options.smallest_crop, options.stretch, g)
+    size = tuple(options.size)
+    colour, flicker = Colour(options.batch, options.colour, g), Colour(options.batch, 0.15, g)
+    before, now = (colour(cut(views.images(rows), view, size)) for rows in (previous, current))
+    transform = view.mirror(torch.linalg.inv(views.pose[previous]) @ views.pose[current])
+    rotation = torch.from_numpy(np.stack([so3_log(matrix) for matrix in transform[:, :3, :3].numpy()])).float()
+    coarse = (12, 16)
+    depth = cut(views.depth[current][:, None].float(), view, coarse, "nearest")
+    mask = (cut(views.fov[current][:, None].float(), view, coarse, "nearest") > 0.5) & (depth > 1e-3)
+    intrinsics = view.intrinsics(views.intrinsics[current])
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+        pose = network(flicker(before), now)
+    losses = motion_losses(pose, rotation, transform[:, :3, 3].float(), intrinsics, depth, mask)
+    return {name: {"field": 0.2, "rotation": 0.5, "translation": 0.5, "intrinsics": 2.0}[name] * value for name, value in losses.items()}
+
+
+def fit(network, losses_of, views, options, seed, folder, kind, check):
+    """The training loop: AdamW, warm-up and cosine, running mean of the weights. Returns the mean network. Resumes from `folder`."""
+    mean = copy.deepcopy(network).requires_grad_(False)
+    decay = [p for p in network.parameters() if p.dim() > 1]
+    rest = [p for p in network.parameters() if p.dim() <= 1]
+    groups = [{"params": decay, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+    state_file, start = folder / f"{kind}.state.pt", 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        network.load_state_dict(state["network"])
+        mean.load_state_dict(state["mean"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+        log.info("%s: resuming at step %d", kind, start)
+    begin, recent = time.monotonic(), {}
+    for step in range(start, options.steps):
+        progress = (step - options.warm_up) / max(1, options.steps - options.warm_up)
+        rate = step / options.warm_up if step < options.warm_up else 0.5 * (1 + math.cos(math.pi * progress)) + 0.002
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * rate
+        losses = losses_of(network, views, options, seed, step)
+        total = sum(value.mean() for value in losses.values())
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"{kind}: the loss is not finite at step {step}; lower learning_rate and resume from {state_file}")
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        keep = min(options.average, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for slow, fast in zip(mean.parameters(), network.parameters(), strict=True):
+                slow.lerp_(fast, 1 - keep)
+        for name, value in losses.items():
+            recent[name] = 0.98 * recent.get(name, value.mean().item()) + 0.02 * value.mean().item()
+        if (step + 1) % 50 == 0:
+            left = (time.monotonic() - begin) / (step + 1 - start) * (options.steps - step - 1)
+            terms = "  ".join(f"{name} {value:.4f}" for name, value in recent.items() if name.endswith("/0") or "/" not in name)
+            log.info("%s step %d/%d  %s  %d min left", kind, step + 1, options.steps, terms, left / 60)
+        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
+            state = {"network": network.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(state, state_file.with_suffix(".part"))
+            os.replace(state_file.with_suffix(".part"), state_file)
+            log.info("%s step %d  %s", kind, step + 1, check(mean))
+    return mean
+
+
+@torch.no_grad()
+def score_depth(network, views, size):
+    """Per-domain and overall depth metrics of the network on `views`, median-scaled, at the resolution of the truth."""
+    network.eval()
+    rows, config = {}, network.config
+    for i in range(len(views)):
+        image = torch.nn.functional.interpolate(views.images([i]), size=tuple(size), mode="area")
+        inverse = inverse_depth(network(image, scales=(0,))[0], config.min_depth, config.max_depth)
+        truth = views.depth[i].float().numpy()
+        inverse = torch.nn.functional.interpolate(inverse, size=truth.shape, mode="bilinear", align_corners=False)
+        truth = np.where(views.fov[i].numpy(), truth, 0.0)
+        metrics = depth_metrics(1 / inverse[0, 0].numpy(), truth, min_depth=1e-3, max_depth=0.3)
+        rows.setdefault(views.domain[i], []).append(metrics)
+    table = {domain: mean_metrics(found) for domain, found in rows.items()}
+    table["all"] = mean_metrics([metrics for found in rows.values() for metrics in found])
+    return table
+
+
+@torch.no_grad()
+def score_pose(network, views, size):
+    """Median errors over pairs: rotation [rad], translation relative to its length, focal length relative; and what rest would score."""
+    network.eval()
+    rotation, translation, resting, focal = [], [], [], []
+    for i in range(0, len(views), 2):
+        before, now = (torch.nn.functional.interpolate(views.images([row]), size=tuple(size), mode="area") for row in (i, i + 1))
+        pose = network(before, now)
+        truth = torch.linalg.inv(views.pose[i]) @ views.pose[i + 1]
+        true_rotation, t = so3_log(truth[:3, :3].numpy()), truth[:3, 3].numpy()
+        rotation.append(np.linalg.norm(pose.rotation[0].numpy() - true_rotation))
+        resting.append(np.linalg.norm(true_rotation))
+        translation.append(np.linalg.norm(pose.translation[0].numpy() - t) / max(np.linalg.norm(t), 2e-4))
+        focal.append(abs(pose.intrinsics[0, 0].item() / views.intrinsics[i, 0].item() - 1))
+    return {
+        "rotation_error": float(np.median(rotation)),
+        "rotation_at_rest": float(np.median(resting)),
+        "translation_error": float(np.median(translation)),
+        "focal_error": float(np.median(focal)),
+    }
+
+
+def pretrain(config_path, overrides=(), out=None, workers=None):
+    """Run the whole recipe of a configuration file; returns the folder with depth.pt, pose.pt, scores.yaml and the resolved config.
+
+    out: run folder (default runs/<name>); a run that was interrupted goes on where it stopped. Export is a step of its own.
+    """
+    config = load_config(PretrainConfig, config_path, overrides)
+    folder = Path(out or Path("runs") / config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    sets = {}
+    for name in ("train", "validation", "test"):
+        scenes = getattr(config, name)
+        log.info("scenes for %s: %s", name, scenes.count)
+        sets[name] = Views(generate(folder / "scenes" / name, scenes.count, scenes.first_seed, scenes.pairs, scenes.size, scenes.detail, workers))
+    torch.manual_seed(config.seed)
+    short = lambda table: "  ".join(f"{domain} {row['abs_rel']:.4f}" for domain, row in table.items())  # noqa: E731
+    depth = fit(
+        DepthNetwork(config.depth.preset), depth_losses, sets["train"], config.depth, config.seed, folder, "depth",
+        lambda network: "AbsRel on validation: " + short(score_depth(network, sets["validation"], config.depth.size)),
+    )  # fmt: skip
+    save_checkpoint(folder / "depth.pt", depth, {"config": _plain(asdict(config.depth))})
+    torch.manual_seed(config.seed)
+    pose = fit(
+        PoseNetwork(config.pose.preset), pose_losses, sets["train"], config.pose, config.seed + 1, folder, "pose",
+        lambda network: f"validation: {score_pose(network, sets['validation'], config.pose.size)}",
+    )  # fmt: skip
+    save_checkpoint(folder / "pose.pt", pose, {"config": _plain(asdict(config.pose))})
+    scores = {"depth": score_depth(depth, sets["test"], config.depth.size), "pose": score_pose(pose, sets["test"], config.pose.size)}
+    (folder / "scores.yaml").write_text(yaml.safe_dump(scores, sort_keys=False))
+    log.info("test: AbsRel %s; pose %s", short(scores["depth"]), scores["pose"])
+    return folder
+
+
+def _plain(value):
+    """Tuples to lists, so that YAML stays readable."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,35 @@
+"""Finds the files shipped with the project (models/, config/, launch/) in a checkout, a pip prefix, a ROS workspace."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+PACKAGE = "endomust_ros"
+
+
+def share(*parts: str) -> Path:
+    """Path of a shipped file or folder, e.g. share("config", "depth.yaml"); FileNotFoundError lists where it looked."""
+    looked = [root.joinpath(*parts) for root in roots()]
+    for path in looked:
+        if path.exists():
+            return path
+    places = "\n  ".join(str(path) for path in looked)
+    raise FileNotFoundError(
+        f"{'/'.join(parts)} is not installed; looked for\n  {places}\n"
+        "Install the package again, source the ROS workspace, or run from a checkout."
+    )
+
+
+def roots() -> list[Path]:
+    """Folders that may hold the shipped files, the most specific first."""
+    found = []
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "package.xml").is_file():
+        found.append(checkout)
+    prefixes = [sys.prefix, sysconfig.get_path("data")]  # they differ for Debian's own Python
+    prefixes += [prefix for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
+    found += [Path(prefix) / "share" / PACKAGE for prefix in prefixes]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,130 @@
+"""Subscriptions of the node: picks the raw or the compressed image, the matching camera_info, and a QoS that connects.
+
+A publisher that starts late, or again with another QoS, is found by `look`, which the node calls a few times a second.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+RAW, COMPRESSED = "raw", "compressed"
+TYPES = {RAW: Image, COMPRESSED: CompressedImage}
+
+
+class Frame(NamedTuple):
+    """An image as it came."""
+
+    message: object
+    compressed: bool
+
+
+class Topics(NamedTuple):
+    raw: str
+    compressed: str
+    camera_info: str
+
+
+class Inputs:
+    """Hands every image to `on_image(Frame)` and every CameraInfo to `on_info(message)` until it is closed."""
+
+    def __init__(self, node, transport: str, qos: str, on_image: Callable, on_info: Callable):
+        self._node, self._transport, self._qos = node, transport, qos
+        self._on_image, self._on_info = on_image, on_info
+        self._subscriptions: dict[str, tuple] = {}  # topic → (subscription, reliability)
+        self.topics = resolve(node)
+        self.choice = None if transport == "auto" else transport
+        self.look()
+
+    def look(self) -> None:
+        """Subscribe to what is published now, with the QoS that is offered now; does nothing while both still fit."""
+        self._choose()
+        wanted = {self.topics.camera_info: (CameraInfo, self._on_info)}
+        for kind in (RAW, COMPRESSED) if self.choice is None else (self.choice,):
+            wanted[getattr(self.topics, kind)] = (TYPES[kind], self._taker(kind))
+        for topic in self._subscriptions.keys() - wanted.keys():
+            self._unsubscribe(topic)
+        for topic, (message_type, callback) in wanted.items():
+            self._subscribe(topic, message_type, callback)
+
+    def close(self) -> None:
+        for topic in list(self._subscriptions):
+            self._unsubscribe(topic)
+
+    def describe(self) -> dict[str, object]:
+        """Facts for diagnostics: topic, how many publish it, what they offer and what is used."""
+        kind = self.choice or RAW
+        topic = getattr(self.topics, kind)
+        publishers = self._node.get_publishers_info_by_topic(topic)
+        offered = sorted({_word(info.qos_profile.reliability) for info in publishers})
+        used = self._subscriptions.get(topic, (None, None))[1]
+        return {
+            "transport": self.choice or "waiting for a publisher",
+            "topic": topic,
+            "publishers": len(publishers),
+            "reliability offered": ", ".join(offered) or "-",
+            "reliability used": _word(used) if used is not None else "-",
+            "camera_info topic": self.topics.camera_info,
+        }
+
+    def _choose(self) -> None:
+        """`auto` stays with a topic while it is published, and listens to both while neither is."""
+        if self._transport != "auto":
+            return
+        published = [kind for kind in (RAW, COMPRESSED) if self._node.count_publishers(getattr(self.topics, kind))]
+        if self.choice not in published:
+            self.choice = published[0] if published else None
+
+    def _taker(self, kind: str) -> Callable:
+        def take(message):
+            if self.choice is None:
+                self.choice = kind  # the first image decides
+            if self.choice == kind:
+                self._on_image(Frame(message, kind == COMPRESSED))
+
+        return take
+
+    def _subscribe(self, topic: str, message_type, callback) -> None:
+        reliability = self._reliability(topic)
+        if topic in self._subscriptions:
+            if self._subscriptions[topic][1] == reliability:
+                return
+            self._unsubscribe(topic)
+        qos = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=reliability)
+        self._subscriptions[topic] = self._node.create_subscription(message_type, topic, callback, qos), reliability
+
+    def _unsubscribe(self, topic: str) -> None:
+        subscription, _ = self._subscriptions.pop(topic)
+        self._node.destroy_subscription(subscription)
+
+    def _reliability(self, topic: str) -> ReliabilityPolicy:
+        if self._qos != "auto":
+            return ReliabilityPolicy.RELIABLE if self._qos == "reliable" else ReliabilityPolicy.BEST_EFFORT
+        offered = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(topic)]
+        everyone = all(policy == ReliabilityPolicy.RELIABLE for policy in offered)
+        return ReliabilityPolicy.RELIABLE if everyone else ReliabilityPolicy.BEST_EFFORT
+
+
+def resolve(node) -> Topics:
+    """Full topic names. A remap of `image` takes those of the other two along, unless they are remapped themselves."""
+    raw, compressed = node.resolve_topic_name("image"), node.resolve_topic_name("image/compressed")
+    if not _remapped(node, "image/compressed"):
+        compressed = f"{raw}/compressed"
+    elif not _remapped(node, "image"):
+        raw = compressed.removesuffix("/compressed")
+    info = node.resolve_topic_name("camera_info") if _remapped(node, "camera_info") else camera_info_topic(raw)
+    return Topics(raw, compressed, info)
+
+
+def camera_info_topic(image_topic: str) -> str:
+    """/endoscope/image_raw → /endoscope/camera_info, as image_transport does."""
+    return f"{image_topic.rpartition('/')[0]}/camera_info"
+
+
+def _remapped(node, name: str) -> bool:
+    return node.resolve_topic_name(name) != node.resolve_topic_name(name, only_expand=True)
+
+
+def _word(policy) -> str:
+    return policy.name.lower()
