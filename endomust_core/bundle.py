@@ -89,7 +89,7 @@ def resize_rgb(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     shrinks = height <= rgb.shape[0] and width <= rgb.shape[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    if rgb.strides[2] < 0:  # a BGR image seen as RGB: resize it as it lies in memory, swap the small result
+    if rgb.strides[2] < 0:  # a BGR image seen as RGB: OpenCV would copy it whole, so swap the small result instead
         small = cv2.resize(rgb[..., ::-1], (width, height), interpolation=interpolation)
         return np.ascontiguousarray(small[..., ::-1])
     return cv2.resize(rgb, (width, height), interpolation=interpolation)

@@ -19,7 +19,6 @@ OURS = ("endomust_core", "endomust_ros")
 EXTRAS = {  # module that is missing → the extra that brings it
     "torch": "train",
     "onnx": "export",
-    "onnxscript": "export",
     "rclpy": "ros",
     "sensor_msgs": "ros",
     "nav_msgs": "ros",
@@ -89,6 +88,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show where an error came from")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
+    add = commands.add_parser("render", help="a rendered sequence with its truth → a recording, or a folder of images")
+    add.add_argument("domain", help="colon, sinus or laparo")
+    add.add_argument("out", type=Path, help="a recording such as colon.mcap, or a new folder")
+    add.add_argument("--frames", type=int, default=100, help="how many (default 100)")
+    add.add_argument("--seed", type=int, default=0, help="another scene for every number (default 0)")
+    add.add_argument("--size", type=image_size, default="640x512", metavar="WxH", help="default 640x512")
+    add.add_argument("--rate", type=float, default=25.0, metavar="HZ", help="frames per second (default 25)")
+    add.add_argument("--depth-every", type=int, default=1, metavar="N", help="true depth of every N-th (default 1)")
+
     add = commands.add_parser("import", help="a video file or a folder of images → a recording (.mcap)")
     add.add_argument("source", type=Path, help="video file, or folder of images in the order of their names")
     add.add_argument("out", type=Path, help="the recording to write, such as case.mcap")
@@ -97,12 +105,55 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--encoding", choices=("jpeg", "raw"), default="jpeg", help="how images are stored (default jpeg)")
     add.add_argument("--overwrite", action="store_true", help="replace an existing recording")
 
+    add = commands.add_parser("pretrain", help="train a depth and a pose network on rendered scenes")
+    add.add_argument("config", type=Path, help="such as config/pretrain-tiny.yaml")
+    add.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="in place of the file's, as in depth.steps=500")
+    add.add_argument("--out", type=Path, help="folder of the run; one that was stopped goes on (default runs/NAME)")
+    add.add_argument("--workers", type=int, help="processes that render (default: one per core)")
+
+    add = commands.add_parser("export", help="a finished pretraining run → a model bundle")
+    add.add_argument("run", type=Path, help="folder that pretrain wrote")
+    add.add_argument("out", type=Path, help="folder of the bundle")
+    add.add_argument("--version", default=__version__, help=f"of the bundle (default {__version__})")
+    add.add_argument("--weights", choices=("float16", "float32"), default="float16", help="how they are stored")
+
+    add = commands.add_parser("evaluate", help="score the depth of a bundle on a data set with ground truth")
+    add.add_argument("dataset", metavar="NAME:PATH", help="such as scenes:runs/endomust-tiny/scenes/test")
+    add.add_argument("--bundle", type=Path, help="folder of the bundle (default: the one that ships)")
+    add.add_argument("--scaling", choices=("median", "none"), default="median", help="per image (default median)")
+
     add = commands.add_parser("info", help="check a model bundle and say what it holds")
     add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
 
     for name, summary in FORWARDED.items():
         commands.add_parser(name, help=summary, add_help=False)
     return top
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """'640x512', width by height → (512, 640), height and width as arrays have them."""
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write WIDTHxHEIGHT, such as 640x512")
+    return int(height), int(width)
+
+
+def render_command(options: argparse.Namespace) -> None:
+    """A random scene → images, true depth, poses and calibration."""
+    from endomust_core.importing import stderr_progress
+    from endomust_core.simulation.command import render_command as render
+
+    out = render(
+        options.domain,
+        options.frames,
+        options.out,
+        options.size,
+        options.seed,
+        options.rate,
+        depth_every=options.depth_every,
+        progress=stderr_progress(),
+    )
+    print(f"{out}: {options.frames} frames of {options.domain}, seed {options.seed}")
 
 
 def import_command(options: argparse.Namespace) -> None:
@@ -121,6 +172,35 @@ def import_command(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     print(f"{options.out}: {count} frames; endomust play {options.out} sends them to ROS")
+
+
+def pretrain_command(options: argparse.Namespace) -> None:
+    """Configuration → run folder with both networks and their scores."""
+    from endomust_core.learning.pretrain import pretrain
+
+    run = pretrain(options.config, options.overrides, options.out, options.workers)
+    print(f"{run}: depth.pt, pose.pt, scores.yaml; endomust export {run} BUNDLE makes a bundle of it")
+
+
+def export_command(options: argparse.Namespace) -> None:
+    """Run folder → bundle, verified against PyTorch."""
+    from endomust_core.learning.release import export_run
+
+    bundle = export_run(options.run, options.out, options.version, options.weights)
+    print(f"{bundle}: verified against PyTorch; endomust info {bundle} says what it holds")
+
+
+def evaluate_command(options: argparse.Namespace) -> None:
+    """Bundle and data set → table of depth scores, beside trivial predictors."""
+    from endomust_core.bundle import default_bundle, load_bundle
+    from endomust_core.data import open_dataset
+    from endomust_core.estimator import Estimator
+    from endomust_core.evaluate import evaluate, markdown
+    from endomust_core.importing import stderr_progress
+
+    samples = open_dataset(options.dataset)
+    estimator = Estimator(load_bundle(options.bundle or default_bundle()))
+    print(markdown(evaluate(estimator, samples, options.scaling, stderr_progress())))
 
 
 def info_command(options: argparse.Namespace) -> None:
@@ -148,8 +228,27 @@ def play_command(arguments: list[str]) -> int:
     return play(arguments)
 
 
-FORWARDED = {"play": "send a recording to ROS at its own pace"}
-COMMANDS = {"import": import_command, "play": play_command, "info": info_command}
+def demo_command(arguments: list[str]) -> int:
+    """A recording through the node in a process of its own, and a report of its answers."""
+    from endomust_ros.demo import main as demo
+
+    return demo(arguments)
+
+
+FORWARDED = {
+    "play": "send a recording to ROS at its own pace",
+    "demo": "play a recording through the node and report what it answers",
+}
+COMMANDS = {
+    "render": render_command,
+    "import": import_command,
+    "play": play_command,
+    "demo": demo_command,
+    "pretrain": pretrain_command,
+    "export": export_command,
+    "evaluate": evaluate_command,
+    "info": info_command,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -69,7 +69,8 @@ SCRIPT = """function (id) {
     const w = canvas.width, h = canvas.height, pixels = new Uint32Array(image.data.buffer);
     pixels.fill(0); depth.fill(Infinity);
     const cy = Math.cos(yaw), sy = Math.sin(yaw), cp = Math.cos(pitch), sp = Math.sin(pitch);
-    const far = radius * 3.2 / zoom, focal = Math.min(w, h) * 1.25, dot = Math.max(1, Math.round(Math.min(w, h) / 260));
+    const far = radius * 2.3 / zoom, focal = Math.min(w, h) * 1.25;
+    const dot = Math.max(1, Math.round(Math.min(w, h) / 170));
     const project = (x, y, z) => {
       x -= centre[0]; y -= centre[1]; z -= centre[2];
       const a = cy * x + sy * z, b = -sy * x + cy * z, c = cp * y - sp * b, d = sp * y + cp * b + far;
@@ -90,7 +91,7 @@ SCRIPT = """function (id) {
     [['#d33', 0.01, 0, 0], ['#2a2', 0, 0.01, 0], ['#36d', 0, 0, 0.01]].forEach(([colour, x, y, z]) => {
       const tip = project(x, y, z);
       if (!origin || !tip) return;
-      context.strokeStyle = colour; context.lineWidth = Math.max(2, dot * 1.5); context.beginPath();
+      context.strokeStyle = colour; context.lineWidth = Math.max(2, dot); context.beginPath();
       context.moveTo(origin[0], origin[1]); context.lineTo(tip[0], tip[1]); context.stroke();
     });
   }
@@ -113,7 +114,8 @@ SCRIPT = """function (id) {
   });
   const lift = e => fingers.delete(e.pointerId);
   ['pointerup', 'pointercancel'].forEach(name => canvas.addEventListener(name, lift));
-  canvas.addEventListener('wheel', e => { e.preventDefault(); zoomBy(Math.exp(-e.deltaY * 0.0015)); }, {passive: false});
+  const wheel = e => { e.preventDefault(); zoomBy(Math.exp(-e.deltaY * 0.0015)); };
+  canvas.addEventListener('wheel', wheel, {passive: false});
   canvas.addEventListener('dblclick', () => { home(); ask(); });
   canvas.addEventListener('keydown', e => {
     const turn = {ArrowLeft: [0.1, 0], ArrowRight: [-0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1]}[e.key];

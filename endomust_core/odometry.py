@@ -58,7 +58,7 @@ def se3_log(T: np.ndarray) -> np.ndarray:
     w = so3_log(T[:3, :3])
     W, angle = hat(w), float(np.linalg.norm(w))
     if angle < SMALL_ANGLE:
-        b = 1 / 12 + angle**2 / 720
+        b = 1 / 12
     else:
         b = (1 - angle / 2 / math.tan(angle / 2)) / angle**2
     return np.concatenate([(np.eye(3) - W / 2 + b * (W @ W)) @ T[:3, 3], w])
@@ -187,8 +187,7 @@ class Odometry:
         moved = R_odom_prev @ T_prev_curr[:3, 3]  # odom axes
         # A past error of the heading turns this step's translation: the adjoint of the step back, in odom axes.
         carry = adjoint(se3(np.eye(3), -moved))
-        noise = adjoint(se3(R_odom_prev, np.zeros(3)))
-        covariance = carry @ self._covariance @ carry.T + noise @ self.step_covariance @ noise.T
+        covariance = carry @ self._covariance @ carry.T + self.step_covariance  # the same in all axes: needs no turning
         self._covariance = (covariance + covariance.T) / 2
         self._T = se3(orthonormalise(R_odom_prev @ T_prev_curr[:3, :3]), self._T[:3, 3] + moved)
         self._moved = True

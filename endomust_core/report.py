@@ -109,26 +109,29 @@ def trajectory_section(
     paths = [("estimate", "first", np.asarray(positions, float) * 1e3)]
     if truth is not None:
         paths.insert(0, ("ground truth", "second", np.asarray(truth, float) * 1e3))
-    charts = []
+    maps, courses = [], []
     for across, along in ((0, 1), (0, 2)):
         lines = [Series(p[:, across], p[:, along], label, style) for label, style, p in paths]
-        charts.append(line_chart(lines, f"{'xyz'[across]} [mm]", f"{'xyz'[along]} [mm]", equal=True))
+        maps.append(line_chart(lines, f"{'xyz'[across]} [mm]", f"{'xyz'[along]} [mm]", equal=True))
     for axis in range(3):
         lines = [Series(seconds, p[:, axis], label, style) for label, style, p in paths]
-        charts.append(line_chart(lines, "time [s]", f"{'xyz'[axis]} [mm]"))
-    return section("Trajectory", legend([(label, style) for label, style, _ in paths]) + grid(charts), note)
+        courses.append(line_chart(lines, "time [s]", f"{'xyz'[axis]} [mm]"))
+    names = legend([(label, style) for label, style, _ in paths])
+    return section("Trajectory", names + grid(maps) + grid(courses), note)
 
 
 def latency_section(latencies: np.ndarray, seconds: np.ndarray | None = None, note: str = "") -> str:
     """Distribution of latencies [s] with percentiles [ms] and, with the times [s] they belong to, their course."""
     values = np.asarray(latencies, float) * 1e3
     known = values[np.isfinite(values)]
-    marks = [Mark(float(np.percentile(known, p)), f"p{p} {np.percentile(known, p):.0f} ms") for p in (50, 95, 99)]
-    charts = [histogram(values, "latency [ms]", "frames", marks if known.size else [])] if known.size else []
-    if seconds is not None and known.size:
+    if not known.size:
+        return section("Latency", '<p class="note">No frame was answered.</p>')
+    marks = [Mark(value, f"p{p} {value:.0f} ms") for p in (50, 95, 99) for value in [float(np.percentile(known, p))]]
+    charts = [histogram(known, "latency [ms]", "frames", marks)]
+    if seconds is not None:
         top = float(known.max()) * 1.1
         charts.append(line_chart([Series(seconds, values, "latency")], "time [s]", "latency [ms]", y_range=(0.0, top)))
-    return section("Latency", grid(charts) or '<p class="note">No frame was answered.</p>', note)
+    return section("Latency", grid(charts), note)
 
 
 def valid_section(seconds: np.ndarray, shares: np.ndarray, note: str = "") -> str:
@@ -214,9 +217,8 @@ header p{margin:0 0 20px}
 h2{font-size:1.05rem;margin:0 0 8px;font-weight:650}
 .note{font-size:.86rem;margin:0 0 12px;max-width:72ch}
 section{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:16px;margin:0 0 16px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,150px),1fr));gap:1px;padding:0;overflow:hidden;
-background:var(--line)}
-.card{background:var(--panel);padding:14px 16px;display:flex;flex-direction:column}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,150px),1fr));padding:0;overflow:hidden}
+.card{box-shadow:0 0 0 .5px var(--line);padding:14px 16px;display:flex;flex-direction:column}
 .card b{font-size:1.5rem;font-weight:650;font-variant-numeric:tabular-nums;line-height:1.25}
 .card small{color:var(--muted);font-size:.78rem}
 .scroll{overflow-x:auto}
@@ -226,14 +228,15 @@ background:var(--line)}
 .strip .caption{font-size:.78rem;color:var(--muted);text-align:center;font-variant-numeric:tabular-nums}
 .strip .none{font-size:.78rem;color:var(--muted);text-align:center;border:1px dashed var(--line);border-radius:5px;
 padding:18px 0}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:12px}
-svg.chart{width:100%;max-width:560px;height:auto;display:block}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:12px}
+svg.chart{width:100%;max-width:410px;height:auto;display:block}
 svg.bar-scale{max-width:420px;margin-top:14px}
 svg text{font:12px system-ui,sans-serif;fill:var(--muted);font-variant-numeric:tabular-nums}
 svg .grid{stroke:var(--grid);fill:none}
 svg .axis{stroke:var(--muted);fill:none}
 svg .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
-svg .line.first{stroke:var(--first)}svg .line.second{stroke:var(--second)}svg .line.third{stroke:var(--third)}
+svg .line.first{stroke:var(--first)}
+svg .line.second{stroke:var(--second);stroke-width:4;opacity:.55}svg .line.third{stroke:var(--third)}
 svg .dot.first{fill:var(--first)}svg .dot.second{fill:var(--second)}svg .dot.third{fill:var(--third)}
 svg .bar{fill:var(--first);opacity:.75}
 svg .mark{stroke:var(--second);stroke-dasharray:3 3;fill:none}

@@ -9,6 +9,11 @@ from typing import NamedTuple
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
 RAW, COMPRESSED = "raw", "compressed"
 TYPES = {RAW: Image, COMPRESSED: CompressedImage}
 
@@ -69,12 +74,10 @@ class Inputs:
         }
 
     def _choose(self) -> None:
-        """`auto` stays with a topic while it is published, and listens to both while neither is."""
-        if self._transport != "auto":
-            return
-        published = [kind for kind in (RAW, COMPRESSED) if self._node.count_publishers(getattr(self.topics, kind))]
-        if self.choice not in published:
-            self.choice = published[0] if published else None
+        """`auto` takes what is published, raw before compressed, and listens to both while neither is."""
+        if self._transport == "auto":
+            kinds = (kind for kind in (RAW, COMPRESSED) if self._node.count_publishers(getattr(self.topics, kind)))
+            self.choice = next(kinds, None)
 
     def _taker(self, kind: str) -> Callable:
         def take(message):
@@ -92,7 +95,17 @@ class Inputs:
                 return
             self._unsubscribe(topic)
         qos = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=reliability)
-        self._subscriptions[topic] = self._node.create_subscription(message_type, topic, callback, qos), reliability
+        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._say_incompatible(topic, reliability))
+        subscription = self._node.create_subscription(message_type, topic, callback, qos, event_callbacks=events)
+        self._subscriptions[topic] = subscription, reliability
+
+    def _say_incompatible(self, topic: str, reliability) -> None:
+        """With `auto` the next look repairs it; a QoS that was asked for stays, and its price is named."""
+        if self._qos != "auto":
+            self._node.get_logger().warning(
+                f"a publisher of {topic} cannot serve input.qos={self._qos} ({_word(reliability)}), so none of its "
+                "messages arrive; set input.qos to auto"
+            )
 
     def _unsubscribe(self, topic: str) -> None:
         subscription, _ = self._subscriptions.pop(topic)

@@ -115,13 +115,13 @@ def camera_from_info(msg, rectified: bool) -> Camera:
 
 
 def _packed_to_rgb(msg, channels: int, size: int, code) -> np.ndarray:
-    rows = _rows(msg, msg.height, channels * size)
+    _check_layout(msg, msg.height, channels * size)
     if msg.encoding in ("yuv422", "uyvy", "yuv422_yuy2", "yuyv") and msg.width % 2:
         raise ImageError(f"{msg.encoding} shares colour between two pixels, so the width {msg.width} cannot be odd")
     shape = (msg.height, msg.width) if channels == 1 else (msg.height, msg.width, channels)
-    strides = (rows.strides[0], channels * size, size)[: len(shape)]
+    strides = (msg.step, channels * size, size)[: len(shape)]
     kind = np.dtype(np.uint8) if size == 1 else np.dtype(">u2" if msg.is_bigendian else "<u2")
-    pixels = np.ndarray(shape, kind, buffer=rows, strides=strides)
+    pixels = np.ndarray(shape, kind, buffer=msg.data, strides=strides)
     if size == 2:
         pixels = (pixels >> 8).astype(np.uint8)
     if code is None:
@@ -132,23 +132,23 @@ def _packed_to_rgb(msg, channels: int, size: int, code) -> np.ndarray:
 def _planar_to_rgb(msg, code: int) -> np.ndarray:
     if msg.width % 2 or msg.height % 2:
         raise ImageError(f"{msg.encoding} needs an even size, the message says {msg.width}x{msg.height}")
-    rows = _rows(msg, msg.height * 3 // 2, 1)
-    return cv2.cvtColor(np.ascontiguousarray(rows[:, : msg.width]), code)
+    rows = msg.height * 3 // 2
+    _check_layout(msg, rows, 1)
+    planes = np.ndarray((rows, msg.width), np.uint8, buffer=msg.data, strides=(msg.step, 1))
+    return cv2.cvtColor(np.ascontiguousarray(planes), code)
 
 
-def _rows(msg, count: int, pixel_bytes: int) -> np.ndarray:
-    """The bytes of a message as a view (count, width * pixel_bytes) that skips the padding at the end of each row."""
-    used = msg.width * pixel_bytes
+def _check_layout(msg, rows: int, pixel_bytes: int) -> None:
+    """Raise ImageError unless the data hold `rows` rows of `step` bytes; the padding of the last one may be missing."""
+    used, came = msg.width * pixel_bytes, len(msg.data)
     size = f"{msg.width}x{msg.height} {msg.encoding}"
-    if len(msg.data) == 0:
+    if came == 0:
         raise ImageError(f"the image ({size}) has no data; the driver sent a header without pixels")
     if msg.step < used:
         raise ImageError(f"a row of {size} takes {used} bytes, but step is {msg.step}; correct step at the source")
-    needed = msg.step * (count - 1) + used
-    if len(msg.data) < needed:
-        came = len(msg.data)
+    needed = msg.step * (rows - 1) + used
+    if came < needed:
         raise ImageError(f"{size} with step {msg.step} needs {needed} bytes, {came} came; the frame is cut short")
-    return np.ndarray((count, used), np.uint8, buffer=msg.data, strides=(msg.step, 1))
 
 
 def _foreign_to_rgb(msg) -> np.ndarray:

@@ -73,6 +73,7 @@ class EndomustNode(LifecycleNode):
         self._estimator = self._pipeline = self._outputs = self._broadcaster = None  # exist while configured
         self._inputs = self._worker = None  # exist while active
         self._calibration = None
+        self.gave_up = False  # True when not even error processing worked
         self._renew_counters()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # timers must run while simulated time stands still
         self._look_timer = self.create_timer(LOOK_PERIOD, self._look, clock=self._steady)
@@ -127,11 +128,15 @@ class EndomustNode(LifecycleNode):
         self._close()
         return super().on_shutdown(state)
 
-    @transition
     def on_error(self, state):
-        """Give everything back, so that configure can be tried again."""
-        self._stop()
-        self._close()
+        """Give everything back, so that configure can be tried again; finalized where even that fails."""
+        try:
+            self._stop()
+            self._close()
+        except Exception:
+            self.gave_up = True
+            self.get_logger().fatal(f"the node cannot recover and ends: {traceback.format_exc()}")
+            return FAILURE
         self.get_logger().error("everything was given back after the error; mend its cause and configure again")
         return SUCCESS
 
@@ -304,7 +309,7 @@ def _survive_wrong_transitions(node: LifecycleNode) -> None:
 
 
 def main(args=None) -> int:
-    """Run the node until SIGINT or SIGTERM; 0 after an orderly end, 1 when it cannot start."""
+    """Run the node until SIGINT, SIGTERM or its shutdown transition; 0 after an orderly end, 1 after a fatal error."""
     stop = _stop_on_signals()
     try:
         _, transport = dds_profile(os.environ)
@@ -326,7 +331,7 @@ def main(args=None) -> int:
     executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()
-    return 0
+    return 1 if node.gave_up else 0
 
 
 def _stop_on_signals() -> list[int]:

@@ -26,7 +26,8 @@ from endomust_core.recording import COMPRESSED_IMAGE, IMAGE, RecordingError, Rec
 from endomust_ros.transport import fast_dds_environment
 
 LATCHED = ("/tf_static",)  # late subscribers need these too
-LOOK_EVERY = 0.02  # seconds between two looks at the graph while waiting for a subscriber
+LOOK_EVERY = 0.02  # seconds between two looks at the graph, or at what is not acknowledged yet
+ACKNOWLEDGE_WITHIN = 2.0  # seconds
 
 
 class PlayError(RuntimeError):
@@ -114,10 +115,18 @@ class Player:
             if on_sent is not None:
                 on_sent(topic, log_ns, cdr, sent_at)
         played.seconds = time.monotonic() - started
-        played.acknowledged = all(
-            [p.wait_for_all_acked(Duration(seconds=1.0)) for p in self._publishers.values()]  # a list: ask every one
-        )
+        played.acknowledged = self._wait_for_acknowledgement()
         return played
+
+    def _wait_for_acknowledgement(self) -> bool:
+        """True when every subscriber has confirmed everything. Asks without waiting, because rclpy waits with the
+        interpreter locked, and a recorder in this process would stand still meanwhile."""
+        deadline = time.monotonic() + ACKNOWLEDGE_WITHIN
+        waiting = list(self._publishers.values())
+        while waiting and time.monotonic() < deadline:
+            waiting = [p for p in waiting if not p.wait_for_all_acked(Duration(seconds=0))]
+            time.sleep(LOOK_EVERY)
+        return not waiting
 
     def close(self) -> None:
         """Destroy the publishers."""

@@ -48,6 +48,7 @@ class Recorder:
 
     def __init__(self, node: Node, path: str | Path, topics: list[Topic]):
         self.arrivals: list[Arrival] = []
+        self.latest: dict[str, bytes] = {}  # last message of each latched topic
         self.dropped = 0
         self.failure: RecordingError | None = None
         self._node = node
@@ -72,16 +73,24 @@ class Recorder:
 
     def close(self) -> Path:
         """Stop listening, write what waits, finish the file; RecordingError when writing failed or nothing came."""
-        self._executor.shutdown(timeout_sec=2.0)
-        self._threads[0].join(timeout=5.0)
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._queue.put(None)
-        self._threads[1].join()
+        self._stop()
         if self.failure is not None:
             self._writer.abort()
             raise self.failure
         return self._writer.close()
+
+    def abandon(self) -> None:
+        """Stop listening and leave no file."""
+        self._stop()
+        self._writer.abort()
+
+    def first_arrivals(self, topic: str) -> dict[int, float]:
+        """Header stamp [ns] → monotonic time [s] of its first arrival on `topic`."""
+        found: dict[int, float] = {}
+        for arrival in self.arrivals:
+            if arrival.topic == topic:
+                found.setdefault(arrival.stamp_ns, arrival.at)
+        return found
 
     def count(self, topic: str) -> int:
         """Arrivals on `topic` so far."""
@@ -99,10 +108,21 @@ class Recorder:
         def arrived(cdr: bytes) -> None:
             at = time.monotonic()
             self.arrivals.append(Arrival(topic.name, _stamp(cdr) if topic.stamped else 0, at))
+            if topic.latched:
+                self.latest[topic.name] = cdr
             if topic.keep:
                 self.put(topic.name, topic.msgtype, cdr, time.time_ns())
 
         return self._node.create_subscription(message_class(topic.msgtype), topic.name, arrived, qos, raw=True)
+
+    def _stop(self) -> None:
+        self._executor.shutdown(timeout_sec=2.0)
+        self._threads[0].join(timeout=5.0)
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+        self._queue.put(None)
+        self._threads[1].join()
 
     def _spin(self) -> None:
         try:

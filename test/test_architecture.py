@@ -185,4 +185,3 @@ def test_the_architecture_page_names_only_functions_that_exist():
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
         assert name in defined, f"{file} defines no {name}"
-

@@ -1,1 +1,1 @@
-"""Training side of the project: networks, losses, checkpoints, export. The only folder, with simulation/, that may import torch."""
+"""The training side: networks, losses, checkpoints, export. Only here and in simulation/ is torch imported."""

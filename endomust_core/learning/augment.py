@@ -1,4 +1,7 @@
-"""Augmentation of image batches on the fly: one crop, flip and colour per sample. Images B×3×H×W in [0,1], depth B×1×H×W [m]."""
+"""Augmentation of image batches on the fly: one crop, flip and colour per sample.
+
+Images B×3×H×W in [0,1], depth B×1×H×W [m].
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +12,9 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class View:
-    """What was cut out of every image of a batch: half sizes and centre (B,) in units of the half image, and the flips (±1)."""
+    """What was cut out of every image of a batch: half sizes and centre (B,) in units of the half image, and the flips
+    (±1).
+    """
 
     half_x: torch.Tensor
     half_y: torch.Tensor
@@ -29,14 +34,18 @@ class View:
         return torch.stack((gx[:, None].expand(batch, height, width), gy[:, :, None].expand(batch, height, width)), -1)
 
     def intrinsics(self, k):
-        """fx/W, fy/H, cx/W, cy/H (B, 4) of the original → of the cut, before any flip's effect on motion (see `mirror`)."""
+        """fx/W, fy/H, cx/W, cy/H (B, 4) of the original → of the cut, before any flip's effect on motion (see
+        `mirror`).
+        """
         cx = (2 * k[:, 2] - 1 - self.centre_x) / self.half_x * self.flip_x
         cy = (2 * k[:, 3] - 1 - self.centre_y) / self.half_y * self.flip_y
         return torch.stack((k[:, 0] / self.half_x, k[:, 1] / self.half_y, (cx + 1) / 2, (cy + 1) / 2), -1)
 
     def mirror(self, transforms):
         """The motion (B, 4, 4) as the flipped cameras see it: conjugation with diag(±1, ±1, 1)."""
-        signs = torch.stack((self.flip_x, self.flip_y, torch.ones_like(self.flip_x), torch.ones_like(self.flip_x)), -1).to(transforms)
+        signs = torch.stack(
+            (self.flip_x, self.flip_y, torch.ones_like(self.flip_x), torch.ones_like(self.flip_x)), -1
+        ).to(transforms)
         return transforms * signs[:, :, None] * signs[:, None, :]
 
 
@@ -52,11 +61,15 @@ def random_view(batch, smallest, stretch, generator):
 
 def cut(images, view, size, mode="bilinear"):
     """Resample B×C×H×W to B×C×size; outside is the border's value."""
-    return F.grid_sample(images, view.grid(size).to(images.dtype), mode=mode, padding_mode="border", align_corners=False)
+    return F.grid_sample(
+        images, view.grid(size).to(images.dtype), mode=mode, padding_mode="border", align_corners=False
+    )
 
 
 class Colour:
-    """A random photometric change per sample, applied alike to every image of that sample: gain, gamma, colour mixing, noise, blur."""
+    """A random photometric change per sample, applied alike to every image of that sample:
+    gain, gamma, colour mixing, noise, blur.
+    """
 
     def __init__(self, batch, strength, generator):
         u = lambda low, high, *shape: low + (high - low) * torch.rand(batch, *shape, generator=generator)  # noqa: E731
@@ -81,7 +94,10 @@ class Colour:
 
 
 def field_stop(fov, generator, share=0.25):
-    """Add a round black border of random size and place to a share of the samples. fov B×1×H×W bool → the same, smaller."""
+    """Add a round black border of random size and place to a share of the samples.
+
+    Fov B×1×H×W bool → the same, smaller.
+    """
     batch, _, height, width = fov.shape
     u = lambda low, high: low + (high - low) * torch.rand(batch, 1, 1, 1, generator=generator)  # noqa: E731
     y = torch.linspace(-1, 1, height).view(1, 1, -1, 1) - u(-0.15, 0.15)

@@ -1,7 +1,8 @@
-"""Weights in and out of files: our own runs, and published ones through visible tables of names. Loads all of it or stops.
+"""Weights in and out of files: our own runs, and published ones through visible tables of names; all of it or an error.
 
-Tensors are plain PyTorch state dicts. A foreign file passes through one table of rules (pattern → our name, or DROP); whatever no
-rule names, whatever is missing and whatever has another shape is a CheckpointError, so a network is never half loaded.
+Tensors are plain PyTorch state dicts. A foreign file passes through one table of rules (pattern → our name, or DROP);
+whatever no rule names, whatever is missing and whatever has another shape is a CheckpointError, so a network is never
+half loaded.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ KINDS = {"depth": (DepthNetwork, DepthConfig), "pose": (PoseNetwork, PoseConfig)
 
 DROP = None
 
-# First match wins; patterns match whole names. The single-input fusion block (refinenet4, fusion layer 0) owns a first unit that no
-# published network ever calls, and the mask token serves pre-training only.
+# First match wins; patterns match whole names. The single-input fusion block (refinenet4, fusion layer 0) owns a first
+# unit that no published network ever calls, and the mask token serves pre-training only.
 DEPTH_ANYTHING_RULES = (
     # Depth Anything v1 and v2, .pth
     (r"pretrained\.mask_token", DROP),
@@ -38,7 +39,10 @@ DEPTH_ANYTHING_RULES = (
     (r"backbone\.embeddings\.cls_token", r"encoder.cls_token"),
     (r"backbone\.embeddings\.position_embeddings", r"encoder.pos_embed"),
     (r"backbone\.embeddings\.patch_embeddings\.projection\.(.*)", r"encoder.patch_embed.proj.\1"),
-    (r"backbone\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)", r"encoder.blocks.\1.attn.qkv.\3#\2"),
+    (
+        r"backbone\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)",
+        r"encoder.blocks.\1.attn.qkv.\3#\2",
+    ),
     (r"backbone\.encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)", r"encoder.blocks.\1.attn.proj.\2"),
     (r"backbone\.encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1", r"encoder.blocks.\1.ls\2.gamma"),
     (r"backbone\.encoder\.layer\.(\d+)\.(norm1|norm2|mlp\.fc1|mlp\.fc2)\.(.*)", r"encoder.blocks.\1.\2.\3"),
@@ -46,7 +50,10 @@ DEPTH_ANYTHING_RULES = (
     (r"neck\.reassemble_stage\.layers\.(\d)\.projection\.(.*)", r"depth_head.projects.\1.\2"),
     (r"neck\.reassemble_stage\.layers\.(\d)\.resize\.(.*)", r"depth_head.resize_layers.\1.\2"),
     *((rf"neck\.convs\.{i}\.(.*)", rf"depth_head.scratch.layer{i + 1}_rn.\1") for i in range(4)),
-    *((rf"neck\.fusion_stage\.layers\.{i}\.projection\.(.*)", rf"depth_head.scratch.refinenet{4 - i}.out_conv.\1") for i in range(4)),
+    *(
+        (rf"neck\.fusion_stage\.layers\.{i}\.projection\.(.*)", rf"depth_head.scratch.refinenet{4 - i}.out_conv.\1")
+        for i in range(4)
+    ),
     *(
         (
             rf"neck\.fusion_stage\.layers\.{i}\.residual_layer(\d)\.convolution(\d)\.(.*)",
@@ -55,18 +62,25 @@ DEPTH_ANYTHING_RULES = (
         for i in range(4)
     ),
 )  # fmt: skip
-DEPTH_ANYTHING_FRESH = r"encoder\.blocks\.\d+\.residual_\..*|depth_head\.conv_depth_\d\..*"  # not in those files: starts fresh
+DEPTH_ANYTHING_FRESH = (
+    r"encoder\.blocks\.\d+\.residual_\..*|depth_head\.conv_depth_\d\..*"  # not in those files: starts fresh
+)
 
-# EndoMUST's depth_model.pth, once its LoRA is merged into the weights: our own names, plus the sizes of its training images.
+# EndoMUST's depth_model.pth, once its LoRA is merged into the weights: our own names, plus the sizes of its training
+# images.
 ENDOMUST_DEPTH_RULES = (
     (r"height|width|use_stereo|encoder\.mask_token", DROP),
     (r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*", DROP),
     (r"((encoder|depth_head)\..*)", r"\1"),
 )
-# EndoMUST's pose_encoder.pth, pose.pth and intrinsics_head.pth. The misspelt squeeze convolution is declared there and never called.
+# EndoMUST's pose_encoder.pth, pose.pth and intrinsics_head.pth. The misspelt squeeze convolution is declared there and
+# never called.
 ENDOMUST_POSE_ENCODER_RULES = ((r"encoder\.fc\..*", DROP), (r"encoder\.(.*)", r"encoder.encoder.\1"))
 ENDOMUST_POSE_RULES = ((r"(net\.\d\..*)", r"decoder.\1"),)
-ENDOMUST_INTRINSICS_RULES = ((r"convs_suqeeze\..*", DROP), (r"((focal_length|offsets)_conv\.weight)", r"intrinsics_head.\1"))
+ENDOMUST_INTRINSICS_RULES = (
+    (r"convs_suqeeze\..*", DROP),
+    (r"((focal_length|offsets)_conv\.weight)", r"intrinsics_head.\1"),
+)
 
 RESNET_RULES = ((r"fc\..*", DROP), (r"((conv1|bn1|layer\d)\..*)", r"\1"))  # torchvision's resnet18
 
@@ -77,7 +91,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a foreign file: names loaded, names of ours it does not cover, names of its own that were dropped."""
+    """What became of a foreign file: names loaded, ours that it does not cover, its own that were dropped."""
 
     source: str
     loaded: tuple[str, ...]
@@ -94,21 +108,22 @@ class LoadReport:
 def load_depth_anything(network: DepthNetwork, path: str | Path, sha256: str | None = None) -> LoadReport:
     """Load a published Depth Anything v1 or v2 (.pth, or transformers' .safetensors) into encoder and DPT decoder.
 
-    Necks and disparity heads stay as they are: these files have none. v1 and v2 files have the same names, so the caller says which
-    by the config's taps (`DA_V1_TAPS`, `DA_V2_TAPS`), and wants `normalization="imagenet"`. Raises CheckpointError.
+    Necks and disparity heads stay as they are: these files have none. v1 and v2 files have the same names, so the
+    caller says which by the config's taps (`DA_V1_TAPS`, `DA_V2_TAPS`), and wants `normalization="imagenet"`. Raises
+    CheckpointError.
     """
     state, dropped = rename(read_weights(path, sha256), DEPTH_ANYTHING_RULES, path)
     return _load(network, fuse_qkv(state, path), DEPTH_ANYTHING_FRESH, dropped, path)
 
 
 def load_endomust_depth(network: DepthNetwork, path: str | Path, sha256: str | None = None) -> LoadReport:
-    """Load depth_model.pth of a published EndoMUST or EndoDAC folder into the `paper` preset, its low-rank updates merged."""
+    """Load a published EndoMUST depth_model.pth into the `paper` preset, its low-rank updates merged."""
     state, dropped = rename(merge_lora(read_weights(path, sha256), path), ENDOMUST_DEPTH_RULES, path)
     return _load(network, state, None, dropped, path)
 
 
 def load_endomust_pose(network: PoseNetwork, folder: str | Path) -> LoadReport:
-    """Load pose_encoder.pth, pose.pth and intrinsics_head.pth of a published EndoMUST or EndoDAC folder into the `paper` preset."""
+    """Load pose_encoder.pth, pose.pth and intrinsics_head.pth of a published folder into the `paper` preset."""
     folder = Path(folder)
     files = {
         "pose_encoder.pth": ENDOMUST_POSE_ENCODER_RULES,
@@ -132,7 +147,7 @@ def load_resnet(encoder: ResNet18, path: str | Path, sha256: str | None = None) 
 
 
 def save_checkpoint(path: str | Path, network: nn.Module, meta: dict | None = None) -> Path:
-    """Write a network with its config and `meta` (plain numbers, strings, lists, dicts, tensors) to one file, atomically.
+    """Write a network with its config and `meta` (numbers, strings, lists, dicts, tensors) to one file, atomically.
 
     The file is read back before it takes its name, so a checkpoint that exists can be loaded.
     """
@@ -156,7 +171,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, meta: dict | None = No
 
 
 def load_checkpoint(path: str | Path, kind: str) -> tuple[nn.Module, dict]:
-    """Read what `save_checkpoint` wrote: the network (on the CPU, in eval mode) and its meta. Raises CheckpointError."""
+    """Read what `save_checkpoint` wrote → network (on the CPU, in eval mode) and meta. Raises CheckpointError."""
     content = read_weights(path)
     missing = {"format", "kind", "config", "state_dict", "meta"} - content.keys()
     if missing:
@@ -165,20 +180,24 @@ def load_checkpoint(path: str | Path, kind: str) -> tuple[nn.Module, dict]:
             "load_depth_anything or load_endomust_pose"
         )
     if content["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {content['format']}, this version reads {FORMAT}; train or convert it again")
+        raise CheckpointError(
+            f"{path} has format {content['format']}, this version reads {FORMAT}; train or convert it again"
+        )
     if content["kind"] != kind:
         raise CheckpointError(f"{path} holds a {content['kind']} network, not {kind}; give the {kind} checkpoint")
     build, config = KINDS[kind]
     try:
         network = build(config(**content["config"]))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} was written with another {kind} config ({error}); train or convert it again") from error
+        raise CheckpointError(
+            f"{path} was written with another {kind} config ({error}); train or convert it again"
+        ) from error
     _load(network, content["state_dict"], None, (), path)
     return network.eval(), content["meta"]
 
 
 def read_weights(path: str | Path, sha256: str | None = None) -> dict:
-    """Read a .pth or .safetensors file into a dict; nothing in it is executed. `sha256` (hex), where given, is checked first."""
+    """Read a .pth or .safetensors file into a dict, executing nothing in it; `sha256` (hex) is checked if given."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check the path or fetch the file")
@@ -194,36 +213,37 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict:
         raise CheckpointError(f"{path} needs the safetensors package: pip install safetensors") from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as weights ({reason}); fetch it again or save a plain state dict") from error
+        raise CheckpointError(
+            f"{path} cannot be read as weights ({reason}); fetch it again or save a plain state dict"
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict; save `model.state_dict()` instead")
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not a state dict; save `model.state_dict()` instead"
+        )
     return content
 
 
 def rename(state: dict, rules: tuple, source: str | Path = "state dict") -> tuple[dict, list[str]]:
-    """Pass names through a table of rules → renamed state dict, dropped names. A name without a rule is a CheckpointError."""
+    """Pass names through a table of rules → renamed state dict, dropped names. A name without a rule is an error."""
     renamed, dropped, unknown = {}, [], []
     for name, tensor in state.items():
-        for pattern, replacement in rules:
-            match = re.fullmatch(pattern, name)
-            if match:
-                break
-        else:
+        matches = ((re.fullmatch(pattern, name), replacement) for pattern, replacement in rules)
+        match, replacement = next((row for row in matches if row[0]), (None, None))
+        if match is None:
             unknown.append(name)
-            continue
-        if replacement is DROP:
+        elif replacement is DROP:
             dropped.append(name)
         else:
             renamed[match.expand(replacement)] = tensor
     if unknown:
         raise CheckpointError(
-            f"{source} has {len(unknown)} unexpected tensors ({_few(unknown)}); it is of another model family or version"
+            f"{source} has {len(unknown)} unexpected tensors ({_few(unknown)}); it is another model or version"
         )
     return renamed, dropped
 
 
 def merge_lora(state: dict, source: str | Path = "state dict") -> dict:
-    """Add the published low-rank updates to their weights: W + (B ⊙ V)(A ⊙ U), with A r×i, B o×r, U r×1, V o×1. Exact."""
+    """Add the published low-rank updates to their weights: W + (B ⊙ V)(A ⊙ U); A is r×i, B o×r, U r×1, V o×1. Exact."""
     merged = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
     for layer in {name.split(".lora_")[0] for name in state if ".lora_" in name}:
         needed = [f"{layer}.weight", *(f"{layer}.lora_{part}" for part in "ABUV")]
@@ -251,7 +271,9 @@ def _load(network: nn.Module, state: dict, fresh_pattern: str | None, dropped, s
     """Load strictly: names and shapes must be the network's own, apart from those that may stay fresh."""
     own = network.state_dict()
     fresh = [name for name in own if name not in state and fresh_pattern and re.fullmatch(fresh_pattern, name)]
-    missing = [name for name in own if name not in state and name not in fresh and not name.endswith("num_batches_tracked")]
+    missing = [
+        name for name in own if name not in state and name not in fresh and not name.endswith("num_batches_tracked")
+    ]
     extra = [name for name in state if name not in own]
     shapes = [
         f"{name} is {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the network"
@@ -261,7 +283,9 @@ def _load(network: nn.Module, state: dict, fresh_pattern: str | None, dropped, s
     found = [f"{len(names)} {what} ({_few(names)})" for what, names in
              (("missing", missing), ("unexpected", extra), ("of another shape", shapes)) if names]  # fmt: skip
     if found:
-        raise CheckpointError(f"{source} does not fit the network: {'; '.join(found)}. Choose the preset the file was made for")
+        raise CheckpointError(
+            f"{source} does not fit the network: {'; '.join(found)}. Choose the preset the file was made for"
+        )
     network.load_state_dict(own | state, strict=True)
     return LoadReport(str(source), tuple(state), tuple(fresh), tuple(dropped))
 

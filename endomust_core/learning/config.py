@@ -1,4 +1,6 @@
-"""Configuration files: YAML and key=value overrides into nested frozen dataclasses; an unknown key is an error that names the nearest."""
+"""Configuration files: YAML and key=value overrides into nested frozen dataclasses;
+an unknown key is an error that names the nearest.
+"""
 
 import dataclasses
 import difflib
@@ -13,7 +15,10 @@ class ConfigError(ValueError):
 
 
 def load_config(kind, path, overrides=()):
-    """Read `path` and apply overrides like `depth.steps=500`; returns a `kind`. Raises ConfigError with the key and what is allowed."""
+    """Read `path` and apply overrides like `depth.steps=500`; returns a `kind`.
+
+    Raises ConfigError with the key and what is allowed.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
@@ -53,7 +58,9 @@ def build(kind, values, where):
                 value = float(value)  # YAML reads 1e-3 as text
             except ValueError:
                 raise ConfigError(f"{where}: {key} must be a number, not {value!r}") from None
-        elif hint in (int, str, bool, float) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        elif hint in (int, str, bool, float) and (
+            not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+        ):
             raise ConfigError(f"{where}: {key} must be of type {hint.__name__}, not {value!r}")
         elif typing.get_origin(hint) is tuple and isinstance(value, list):
             value = tuple(value)

@@ -1,7 +1,8 @@
-"""Trained networks → a model bundle: depth.onnx and pose.onnx with fixed shapes, compared with PyTorch, and their manifest.
+"""Trained networks → a model bundle: depth.onnx and pose.onnx of fixed shapes, compared with PyTorch, and a manifest.
 
-The graphs take uint8 RGB, NHWC, at network size, and hold everything else: scaling, normalisation, the position embedding resized to
-the size, and for depth the step from disparity to inverse depth [1/m]. Nothing is written to the bundle before it is verified.
+The graphs take uint8 RGB, NHWC, at network size, and hold everything else: scaling, normalisation, the position
+embedding resized to the size, and for depth the step from disparity to inverse depth [1/m]. Nothing is written to the
+bundle before it is verified.
 """
 
 import copy
@@ -78,9 +79,10 @@ def export_bundle(
 ) -> Path:
     """Write and verify a bundle; returns its folder.
 
-    size: (H, W) the graphs take, multiples of 14. frames: at least two consecutive uint8 RGB images, used to compare ONNX Runtime
-    with PyTorch. weight_dtype "float16" halves the files: large tensors are stored rounded and cast back to float32 when the graph is
-    loaded, so arithmetic stays float32; what the rounding changes is written into the manifest. Raises ExportError.
+    size: (H, W) the graphs take, multiples of 14. frames: at least two consecutive uint8 RGB images, used to compare
+    ONNX Runtime with PyTorch. weight_dtype "float16" halves the files: large tensors are stored rounded and cast back
+    to float32 when the graph is loaded, so arithmetic stays float32; what the rounding changes is written into the
+    manifest. Raises ExportError.
     """
     _check_request(size, frames, weight_dtype)
     out_dir = Path(out_dir)
@@ -141,8 +143,8 @@ def _export_graph(exact, rounded, stage, section, inputs, weight_dtype, facts) -
     error = largest_difference(answers, reference)
     if not error <= TOLERANCE:  # written so that NaN fails
         raise ExportError(
-            f"{section['file']}: ONNX Runtime differs from PyTorch by {error:.1e} (relative; at most {TOLERANCE:.0e} is accepted); "
-            "nothing was written. Check the torch and onnxruntime versions, or export with weight_dtype float32"
+            f"{section['file']}: ONNX Runtime differs from PyTorch by {error:.1e} (relative, limit "
+            f"{TOLERANCE:.0e}); nothing was written. Check the weights for NaN, and the torch and onnxruntime versions"
         )
     return {
         "onnx_vs_pytorch_max_rel": float(f"{error:.2e}"),
@@ -172,10 +174,10 @@ def trace(module: nn.Module, example: np.ndarray, path: Path, input_name: str, o
 
 
 def compress_weights(path: Path, weight_dtype: str, facts: dict[str, str]) -> None:
-    """Store large float32 tensors as float16 and cast them back in the graph, where that loses nothing; add `facts` as metadata.
+    """Store large float32 tensors as float16, cast back in the graph, where that is exact; add `facts` as metadata.
 
-    The weights were rounded before tracing, so nothing that came from them is lost here. Constants that the exporter computed (and
-    that do not survive the round trip) stay float32.
+    The weights were rounded before tracing, so nothing that came from them is lost here. Constants that the exporter
+    computed (and that do not survive the round trip) stay float32.
     """
     model = onnx.load(path)
     if weight_dtype == "float16":
@@ -193,7 +195,7 @@ def compress_weights(path: Path, weight_dtype: str, facts: dict[str, str]) -> No
 
 
 def _halve(tensor) -> "onnx.NodeProto | None":
-    """Turn an initialiser into float16 in place; returns the node that casts it back, or None where it stays as it is."""
+    """Turn an initialiser into float16 in place → the node that casts it back, or None where it stays as it is."""
     if tensor.data_type != TensorProto.FLOAT:
         return None
     values = numpy_helper.to_array(tensor)
@@ -219,7 +221,7 @@ def round_weights(network: nn.Module, weight_dtype: str) -> nn.Module:
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold every batch norm that directly follows a convolution into it, in place; the exporter would do it after the rounding."""
+    """Fold batch norms into the convolutions they follow, in place; the exporter would do it after the rounding."""
     for parent in list(network.modules()):
         children = list(parent.named_children())
         for (conv_name, conv), (norm_name, norm) in zip(children[:-1], children[1:], strict=True):
@@ -265,7 +267,7 @@ def _run_torch(graph: nn.Module, array: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _run_bundle_graph(path: Path, section: dict, inputs: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Run the file through the very backend that deployment uses; the file is compared with its manifest section there."""
+    """Run the file through the backend that deployment uses, which also compares it with its manifest section."""
     from endomust_core.backends import open_network
     from endomust_core.bundle import NetworkSpec, sha256_of
 
@@ -274,7 +276,8 @@ def _run_bundle_graph(path: Path, section: dict, inputs: list[np.ndarray]) -> li
     outputs = {"disparity": output["name"]} if "name" in output else output
     backend = open_network(NetworkSpec(path, sha256_of(path), name, size, outputs), threads=1)
     return [
-        {ours: answer[theirs] for ours, theirs in outputs.items()} for answer in (backend.run({name: array}) for array in inputs)
+        {ours: answer[theirs] for ours, theirs in outputs.items()}
+        for answer in (backend.run({name: array}) for array in inputs)
     ]
 
 
@@ -302,7 +305,7 @@ def _pose_section(size: tuple[int, int]) -> dict:
 
 
 def _publish(stage: Path, out_dir: Path, manifest: dict) -> None:
-    """Move the verified files into the bundle, the manifest last: a reader never sees a manifest of other files' hashes for long."""
+    """Move the verified files into the bundle, the manifest last."""
     from endomust_core.bundle import load_bundle, write_manifest
 
     write_manifest(stage, manifest)

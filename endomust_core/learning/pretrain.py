@@ -1,7 +1,8 @@
-"""Trains a depth and a pose network on rendered scenes with their truth and exports a bundle: the stand-in for a foundation model.
+"""Trains a depth and a pose network on rendered scenes with their truth and exports a bundle:
+the stand-in for a foundation model.
 
-Render (once, kept) → depth network → pose network → scores on scenes never seen → bundle. Every stage can be interrupted and
-resumed; the batch of a step depends on the seed and the step alone.
+Render (once, kept) → depth network → pose network → scores on scenes never seen → bundle. Every stage can be
+interrupted and resumed; the batch of a step depends on the seed and the step alone.
 """
 
 import copy
@@ -68,11 +69,15 @@ class PretrainConfig:
     validation: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 0, 4))
     test: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 500, 4))
     depth: Training = field(default_factory=Training)
-    pose: Training = field(default_factory=lambda: Training(steps=2000, smallest_crop=0.85, stretch=1.15, colour=0.6, bfloat16=False))
+    pose: Training = field(
+        default_factory=lambda: Training(steps=2000, smallest_crop=0.85, stretch=1.15, colour=0.6, bfloat16=False)
+    )
 
 
 class Views:
-    """All views of a set of scene files in memory; even rows are the earlier view of a pair, the next row the later one."""
+    """All views of a set of scene files in memory;
+    even rows are the earlier view of a pair, the next row the later one.
+    """
 
     def __init__(self, files):
         scenes = [np.load(path) for path in files]
@@ -82,7 +87,9 @@ class Views:
         repeat = len(self.rgb) // len(scenes)
         self.fov = torch.from_numpy(np.stack([scene["fov"] for scene in scenes])).repeat_interleave(repeat, 0)
         self.pose = torch.from_numpy(np.concatenate([scene["T_world_camera"] for scene in scenes]))
-        self.intrinsics = torch.from_numpy(np.stack([scene["intrinsics"] for scene in scenes])).repeat_interleave(repeat, 0)
+        self.intrinsics = torch.from_numpy(np.stack([scene["intrinsics"] for scene in scenes])).repeat_interleave(
+            repeat, 0
+        )
 
     def __len__(self):
         return len(self.rgb)
@@ -145,11 +152,17 @@ def pose_losses(network, views, options, seed, step):
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
         pose = network(flicker(before), now)
     losses = motion_losses(pose, rotation, transform[:, :3, 3].float(), intrinsics, depth, mask)
-    return {name: {"field": 0.2, "rotation": 0.5, "translation": 0.5, "intrinsics": 2.0}[name] * value for name, value in losses.items()}
+    return {
+        name: {"field": 0.2, "rotation": 0.5, "translation": 0.5, "intrinsics": 2.0}[name] * value
+        for name, value in losses.items()
+    }
 
 
 def fit(network, losses_of, views, options, seed, folder, kind, check):
-    """The training loop: AdamW, warm-up and cosine, running mean of the weights. Returns the mean network. Resumes from `folder`."""
+    """The training loop: AdamW, warm-up and cosine, running mean of the weights. Returns the mean network.
+
+    Resumes from `folder`.
+    """
     mean = copy.deepcopy(network).requires_grad_(False)
     decay = [p for p in network.parameters() if p.dim() > 1]
     rest = [p for p in network.parameters() if p.dim() <= 1]
@@ -172,7 +185,9 @@ def fit(network, losses_of, views, options, seed, folder, kind, check):
         losses = losses_of(network, views, options, seed, step)
         total = sum(value.mean() for value in losses.values())
         if not torch.isfinite(total):
-            raise FloatingPointError(f"{kind}: the loss is not finite at step {step}; lower learning_rate and resume from {state_file}")
+            raise FloatingPointError(
+                f"{kind}: the loss is not finite at step {step}; lower learning_rate and resume from {state_file}"
+            )
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -185,10 +200,17 @@ def fit(network, losses_of, views, options, seed, folder, kind, check):
             recent[name] = 0.98 * recent.get(name, value.mean().item()) + 0.02 * value.mean().item()
         if (step + 1) % 50 == 0:
             left = (time.monotonic() - begin) / (step + 1 - start) * (options.steps - step - 1)
-            terms = "  ".join(f"{name} {value:.4f}" for name, value in recent.items() if name.endswith("/0") or "/" not in name)
+            terms = "  ".join(
+                f"{name} {value:.4f}" for name, value in recent.items() if name.endswith("/0") or "/" not in name
+            )
             log.info("%s step %d/%d  %s  %d min left", kind, step + 1, options.steps, terms, left / 60)
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-            state = {"network": network.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {
+                "network": network.state_dict(),
+                "mean": mean.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
             torch.save(state, state_file.with_suffix(".part"))
             os.replace(state_file.with_suffix(".part"), state_file)
             log.info("%s step %d  %s", kind, step + 1, check(mean))
@@ -215,11 +237,15 @@ def score_depth(network, views, size):
 
 @torch.no_grad()
 def score_pose(network, views, size):
-    """Median errors over pairs: rotation [rad], translation relative to its length, focal length relative; and what rest would score."""
+    """Median errors over pairs: rotation [rad], translation relative to its length, focal length relative;
+    and what rest would score.
+    """
     network.eval()
     rotation, translation, resting, focal = [], [], [], []
     for i in range(0, len(views), 2):
-        before, now = (torch.nn.functional.interpolate(views.images([row]), size=tuple(size), mode="area") for row in (i, i + 1))
+        before, now = (
+            torch.nn.functional.interpolate(views.images([row]), size=tuple(size), mode="area") for row in (i, i + 1)
+        )
         pose = network(before, now)
         truth = torch.linalg.inv(views.pose[i]) @ views.pose[i + 1]
         true_rotation, t = so3_log(truth[:3, :3].numpy()), truth[:3, 3].numpy()
@@ -236,9 +262,11 @@ def score_pose(network, views, size):
 
 
 def pretrain(config_path, overrides=(), out=None, workers=None):
-    """Run the whole recipe of a configuration file; returns the folder with depth.pt, pose.pt, scores.yaml and the resolved config.
+    """Run the whole recipe of a configuration file;
+    returns the folder with depth.pt, pose.pt, scores.yaml and the resolved config.
 
-    out: run folder (default runs/<name>); a run that was interrupted goes on where it stopped. Export is a step of its own.
+    out: run folder (default runs/<name>); a run that was interrupted goes on where it stopped.
+    Export is a step of its own.
     """
     config = load_config(PretrainConfig, config_path, overrides)
     folder = Path(out or Path("runs") / config.name)
@@ -248,7 +276,17 @@ def pretrain(config_path, overrides=(), out=None, workers=None):
     for name in ("train", "validation", "test"):
         scenes = getattr(config, name)
         log.info("scenes for %s: %s", name, scenes.count)
-        sets[name] = Views(generate(folder / "scenes" / name, scenes.count, scenes.first_seed, scenes.pairs, scenes.size, scenes.detail, workers))
+        sets[name] = Views(
+            generate(
+                folder / "scenes" / name,
+                scenes.count,
+                scenes.first_seed,
+                scenes.pairs,
+                scenes.size,
+                scenes.detail,
+                workers,
+            )
+        )
     torch.manual_seed(config.seed)
     short = lambda table: "  ".join(f"{domain} {row['abs_rel']:.4f}" for domain, row in table.items())  # noqa: E731
     depth = fit(
@@ -262,7 +300,10 @@ def pretrain(config_path, overrides=(), out=None, workers=None):
         lambda network: f"validation: {score_pose(network, sets['validation'], config.pose.size)}",
     )  # fmt: skip
     save_checkpoint(folder / "pose.pt", pose, {"config": _plain(asdict(config.pose))})
-    scores = {"depth": score_depth(depth, sets["test"], config.depth.size), "pose": score_pose(pose, sets["test"], config.pose.size)}
+    scores = {
+        "depth": score_depth(depth, sets["test"], config.depth.size),
+        "pose": score_pose(pose, sets["test"], config.pose.size),
+    }
     (folder / "scores.yaml").write_text(yaml.safe_dump(scores, sort_keys=False))
     log.info("test: AbsRel %s; pose %s", short(scores["depth"]), scores["pose"])
     return folder

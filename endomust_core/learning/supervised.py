@@ -13,8 +13,8 @@ def masked_mean(values, mask):
 def log_depth_losses(log_depth, true_depth, mask):
     """{shape, scale, gradient} of the error e = log(depth) - log(true depth).
 
-    shape: mean |e - mean e|, blind to a common factor; scale: |mean e|; gradient: |∂e| at strides 1, 2, 4, 8 (MegaDepth, Li and
-    Snavely 2018), which sharpens edges and flattens surfaces.
+    shape: mean |e - mean e|, blind to a common factor; scale: |mean e|; gradient: |∂e| at strides 1, 2, 4, 8
+    (MegaDepth, Li and Snavely 2018), which sharpens edges and flattens surfaces.
     """
     error = torch.where(mask, log_depth - torch.log(true_depth.clamp(min=1e-4)), 0.0)
     offset = masked_mean(error, mask)
@@ -22,8 +22,14 @@ def log_depth_losses(log_depth, true_depth, mask):
     for stride in (1, 2, 4, 8):
         e, m = error[..., ::stride, ::stride], mask[..., ::stride, ::stride]
         gradient = gradient + masked_mean((e[..., 1:] - e[..., :-1]).abs().clamp(max=1), m[..., 1:] & m[..., :-1])
-        gradient = gradient + masked_mean((e[..., 1:, :] - e[..., :-1, :]).abs().clamp(max=1), m[..., 1:, :] & m[..., :-1, :])
-    return {"shape": masked_mean((error - offset[:, None, None, None]).abs(), mask), "scale": offset.abs(), "gradient": gradient}
+        gradient = gradient + masked_mean(
+            (e[..., 1:, :] - e[..., :-1, :]).abs().clamp(max=1), m[..., 1:, :] & m[..., :-1, :]
+        )
+    return {
+        "shape": masked_mean((error - offset[:, None, None, None]).abs(), mask),
+        "scale": offset.abs(),
+        "gradient": gradient,
+    }
 
 
 def rotation_matrix(axis_angle):
@@ -36,21 +42,26 @@ def rotation_matrix(axis_angle):
 
 
 def motion_field(depth, intrinsics, rotation, translation):
-    """Where a rigid motion carries the pixels. depth B×1×h×w [m]; intrinsics (B, 4) normalised; → B×2×h×w in image widths/heights."""
+    """Where a rigid motion carries the pixels. depth B×1×h×w [m]; intrinsics (B, 4) normalised;
+    → B×2×h×w in image widths/heights.
+    """
     _, _, height, width = depth.shape
     v, u = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     fx, fy, cx, cy = (intrinsics[:, i, None, None] for i in range(4))
     rays = torch.stack(((u - cx) / fx, (v - cy) / fy, torch.ones_like(fx).expand(-1, height, width)), 1)
     points = rotation @ (rays * depth).flatten(2) + translation[:, :, None]
     z = points[:, 2].clamp(min=1e-3)
-    moved = torch.stack((points[:, 0] / z * fx.view(-1, 1) + cx.view(-1, 1), points[:, 1] / z * fy.view(-1, 1) + cy.view(-1, 1)), 1)
+    moved = torch.stack(
+        (points[:, 0] / z * fx.view(-1, 1) + cx.view(-1, 1), points[:, 1] / z * fy.view(-1, 1) + cy.view(-1, 1)), 1
+    )
     return moved.view(-1, 2, height, width) - torch.stack((u, v))
 
 
 def motion_losses(pose, true_rotation, true_translation, intrinsics, depth, mask):
     """{field, rotation, translation, intrinsics} of a predicted Pose against the truth.
 
-    field: mean length of the difference of the two motion fields, in 1/1000 of the image, saturating for wild errors; it weighs
+    field: mean length of the difference of the two motion fields, in 1/1000 of the image, saturating for wild
+    errors; it weighs
     rotation and translation as the image does. rotation [10 mrad], translation [mm]: mean absolute differences.
     true_rotation (B, 3) axis times angle, true_translation (B, 3) [m], intrinsics (B, 4), depth of the current view.
     """

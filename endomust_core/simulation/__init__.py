@@ -1,6 +1,7 @@
-"""Procedural endoscope: renders colour, metric depth, albedo, shading, flow, masks and poses of three domains, reproducibly.
+"""Procedural endoscope: renders colour, metric depth, albedo, shading, flow, masks and poses of three domains,
+reproducibly.
 
-    for frame in render("colon", frames=25, seed=3): frame.rgb, frame.depth, ...
+for frame in render("colon", frames=25, seed=3): frame.rgb, frame.depth, ...
 """
 
 from endomust_core.simulation.domains import DOMAINS

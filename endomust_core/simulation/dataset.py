@@ -1,7 +1,8 @@
-"""Training data from the renderer: pairs of views of many random scenes, one .npz per scene, made in parallel and resumable.
+"""Training data from the renderer: pairs of views of many random scenes, one .npz per scene, made in parallel and
+resumable.
 
-Each file holds rgb (2P, H, W, 3) uint8, depth (2P, H, W) float16 [m], fov (H, W) bool, T_world_camera (2P, 4, 4) float64 [m] and
-intrinsics (4,) fx/W, fy/H, cx/W, cy/H; rows 2k and 2k+1 are the earlier and the later view of pair k.
+Each file holds rgb (2P, H, W, 3) uint8, depth (2P, H, W) float16 [m], fov (H, W) bool, T_world_camera (2P, 4, 4)
+float64 [m] and intrinsics (4,) fx/W, fy/H, cx/W, cy/H; rows 2k and 2k+1 are the earlier and the later view of pair k.
 """
 
 import logging
@@ -20,7 +21,9 @@ log = logging.getLogger(__name__)
 
 
 def render_pairs(domain, seed, pairs, size, detail):
-    """Views of one scene at `pairs` random times, each with a second view 1/40 to 1/8 s later → dict of arrays (module docstring)."""
+    """Views of one scene at `pairs` random times, each with a second view 1/40 to 1/8 s later → dict of arrays (module
+    docstring).
+    """
     rng = random.Random(f"pairs-{domain}-{seed}")
     drawn = renderer(domain, size, seed, detail=detail)
     views = []
@@ -51,7 +54,10 @@ def _make(job):
 
 
 def generate(folder, scenes, first_seed, pairs, size, detail=768, workers=None):
-    """Render `scenes` (domain → how many) into folder, skipping what is there; returns the sorted list of files. Logs progress with ETA."""
+    """Render `scenes` (domain → how many) into folder, skipping what is there; returns the sorted list of files.
+
+    Logs progress with ETA.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [

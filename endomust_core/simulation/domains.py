@@ -1,4 +1,5 @@
-"""Draws random scenes of three domains from a seed: colon (tube with folds), sinus (narrow scope, turbinates), laparo (abdomen, instruments).
+"""Draws random scenes of three domains from a seed: colon (tube with folds), sinus (narrow scope, turbinates), laparo
+(abdomen, instruments).
 
 Albedos are linear light. Lengths mm, rates Hz, speeds mm/s. The same seed always gives the same scene.
 """
@@ -25,7 +26,9 @@ def _blend(a, b, weight):
 
 
 def _appearance(albedo, bump, gloss, extent, bump_height):
-    """Albedo (3, V, U), bump and gloss (V, U) → mip-mapped map of albedo, bump slopes, gloss; and its texel size [mm]."""
+    """Albedo (3, V, U), bump and gloss (V, U) → mip-mapped map of albedo, bump slopes, gloss;
+    and its texel size [mm].
+    """
     rows, columns = bump.shape
     dv, du = extent[0] / rows, extent[1] / columns
     slope_u = (torch.roll(bump, -1, 1) - torch.roll(bump, 1, 1)) * (bump_height / (2 * du))
@@ -36,7 +39,15 @@ def _appearance(albedo, bump, gloss, extent, bump_height):
 
 def _look(rng, **base):
     """Randomised photometry around a domain's base values."""
-    base = {"spot": 1.5, "vignette": 0.5, "specular": 0.9, "gloss": 90.0, "exposure_target": 0.62, "ambient": 0.04, **base}
+    base = {
+        "spot": 1.5,
+        "vignette": 0.5,
+        "specular": 0.9,
+        "gloss": 90.0,
+        "exposure_target": 0.62,
+        "ambient": 0.04,
+        **base,
+    }
     return Look(
         lights=base.get("lights", Look.lights),
         spot=base["spot"] * rng.uniform(0.5, 1.8),
@@ -60,7 +71,9 @@ def _look(rng, **base):
 
 
 def _barrel(rng, focal):
-    """A random barrel distortion k1 that stays invertible out to the corner of a 5:4 image of that focal length / width."""
+    """A random barrel distortion k1 that stays invertible out to the corner of a 5:4 image of that focal length /
+    width.
+    """
     corner2 = (0.5**2 + 0.4**2) / focal**2
     return rng.choice((0.0, -rng.uniform(0.02, 0.10) / corner2))
 
@@ -78,7 +91,9 @@ def colon(seed, detail=1024):
     theta = (torch.arange(shape[1]) * (TAU / shape[1]))[None]
     s = (torch.arange(shape[0]) * (length / shape[0]))[:, None]
     lobes = rng.choice((2, 3, 3))
-    r = radius * (1 + rng.uniform(0.03, 0.10) * torch.cos(lobes * theta + 0.6 * torch.sin(TAU * s / length) + rng.uniform(0, TAU)))
+    r = radius * (
+        1 + rng.uniform(0.03, 0.10) * torch.cos(lobes * theta + 0.6 * torch.sin(TAU * s / length) + rng.uniform(0, TAU))
+    )
     r = r + rng.uniform(0.008, 0.05) * radius * spectral_noise(shape, extent, (5.0, 40.0), g, 1.5)
     spacing, depth = rng.uniform(12.0, 26.0), rng.uniform(0.15, 0.45)
     z = 4.0
@@ -100,7 +115,9 @@ def colon(seed, detail=1024):
     veins = vessels(shape, extent, rng.uniform(14, 30), rng.uniform(0.03, 0.08), g)
     pale = torch.sigmoid(3 * spectral_noise(shape, extent, (4.0, 16.0), g) - 2.2)
     rich = rng.choice((0.25, 1.0, 1.0))  # some mucosa is almost without texture
-    albedo = base * (1 + rich * _rgb(0.7, 1.2, 1.3) * (rng.uniform(0.04, 0.16) * mottle + rng.uniform(0.02, 0.08) * grain))
+    albedo = base * (
+        1 + rich * _rgb(0.7, 1.2, 1.3) * (rng.uniform(0.04, 0.16) * mottle + rng.uniform(0.02, 0.08) * grain)
+    )
     albedo = _blend(albedo, _rgb(0.40, 0.055, 0.035), rich * rng.uniform(0.2, 0.9) * veins)
     albedo = _blend(albedo, _rgb(0.70, 0.36, 0.20), rng.uniform(0.0, 0.5) * pale)
     bump = rich * (0.55 * spectral_noise(shape, extent, (1.0, 6.0), g) + 0.25 * grain + 0.25 * veins)
@@ -120,9 +137,19 @@ def colon(seed, detail=1024):
         return look_at(position, target, 0.4 * wave[4](t))
 
     wide = rng.uniform(0.44, 0.68)
-    lens = Lens(focal=wide, k1=_barrel(rng, wide), offset=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
-                border=rng.choice(("octagon", "octagon", "none", "circle")), border_size=rng.uniform(0.95, 1.2))  # fmt: skip
-    look = _look(rng, vignette=0.6, lights=rng.choice((Look.lights, ((3.0, 1.5, 0.0),), ((2.5, 2.0, 0.0), (-2.5, 2.0, 0.0), (0.0, -3.0, 0.0)))), smoke=0.05)
+    lens = Lens(
+        focal=wide,
+        k1=_barrel(rng, wide),
+        offset=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
+        border=rng.choice(("octagon", "octagon", "none", "circle")),
+        border_size=rng.uniform(0.95, 1.2),
+    )
+    look = _look(
+        rng,
+        vignette=0.6,
+        lights=rng.choice((Look.lights, ((3.0, 1.5, 0.0),), ((2.5, 2.0, 0.0), (-2.5, 2.0, 0.0), (0.0, -3.0, 0.0)))),
+        smoke=0.05,
+    )
     return Scene("colon", surface, appearance, texel, look, lens, (), pose, 170.0, 0.35)
 
 
@@ -132,22 +159,57 @@ def sinus(seed, detail=1024):
     extent, shape = (length, TAU * radius), (1024, 512)
     theta = (torch.arange(shape[1]) * (TAU / shape[1]))[None]
     s = (torch.arange(shape[0]) * (length / shape[0]))[:, None]
-    r = radius * (1 + rng.uniform(0.1, 0.25) * torch.cos(2 * (theta - math.pi / 2)) + 0.05 * torch.sin(3 * theta + TAU * s / length))
+    r = radius * (
+        1
+        + rng.uniform(0.1, 0.25) * torch.cos(2 * (theta - math.pi / 2))
+        + 0.05 * torch.sin(3 * theta + TAU * s / length)
+    )
     r = r + 0.04 * radius * spectral_noise(shape, extent, (3.0, 25.0), g, 1.5)
-    spur = torch.exp(-(torch.cos(theta) - 0.95).clamp(max=0).abs() * 9) * torch.sigmoid(6 * torch.sin(2 * TAU * s / length + rng.uniform(0, TAU)))
+    spur = torch.exp(-(torch.cos(theta) - 0.95).clamp(max=0).abs() * 9) * torch.sigmoid(
+        6 * torch.sin(2 * TAU * s / length + rng.uniform(0, TAU))
+    )
     r = (r - rng.uniform(0.5, 2.5) * spur).clamp(min=0.4 * radius)
     side = rng.choice((1, -1))
     k = radius / 12.0
     turbinates = [
-        Turbinate(side * k * rng.uniform(0.5, 2.5), -k * rng.uniform(5.0, 7.0), rng.uniform(13, 22), 105.0, k * rng.uniform(4.0, 5.4), rng.uniform(1.1, 1.5), 0.1),
-        Turbinate(side * k * rng.uniform(8.0, 9.8), k * rng.uniform(4.0, 6.5), rng.uniform(11, 24), 112.0, k * rng.uniform(4.2, 5.6), rng.uniform(0.9, 1.1), 0.4),
-        Turbinate(-side * k * rng.uniform(9.0, 10.8), k * rng.uniform(-1.0, 4.0), rng.uniform(24, 46), 112.0, k * rng.uniform(3.8, 5.2), rng.uniform(1.0, 1.3), 0.7),
+        Turbinate(
+            side * k * rng.uniform(0.5, 2.5),
+            -k * rng.uniform(5.0, 7.0),
+            rng.uniform(13, 22),
+            105.0,
+            k * rng.uniform(4.0, 5.4),
+            rng.uniform(1.1, 1.5),
+            0.1,
+        ),
+        Turbinate(
+            side * k * rng.uniform(8.0, 9.8),
+            k * rng.uniform(4.0, 6.5),
+            rng.uniform(11, 24),
+            112.0,
+            k * rng.uniform(4.2, 5.6),
+            rng.uniform(0.9, 1.1),
+            0.4,
+        ),
+        Turbinate(
+            -side * k * rng.uniform(9.0, 10.8),
+            k * rng.uniform(-1.0, 4.0),
+            rng.uniform(24, 46),
+            112.0,
+            k * rng.uniform(3.8, 5.2),
+            rng.uniform(1.0, 1.3),
+            0.7,
+        ),
     ][: rng.choice((2, 3, 3))]
     shape = (detail, detail // 2)
     mottle, grain = spectral_noise(shape, extent, (1.5, 14.0), g), spectral_noise(shape, extent, (0.3, 1.0), g)
     veins = vessels(shape, extent, rng.uniform(6, 12), rng.uniform(0.04, 0.09), g)
-    facing = ((0.5 + 0.5 * torch.cos(torch.linspace(0, TAU, shape[1] + 1)[:-1] - (0 if side < 0 else math.pi))) ** 2).expand(shape)
-    red, pink = _rgb(rng.uniform(0.45, 0.65), rng.uniform(0.08, 0.2), rng.uniform(0.05, 0.14)), _rgb(rng.uniform(0.55, 0.75), rng.uniform(0.26, 0.4), rng.uniform(0.2, 0.32))
+    facing = (
+        (0.5 + 0.5 * torch.cos(torch.linspace(0, TAU, shape[1] + 1)[:-1] - (0 if side < 0 else math.pi))) ** 2
+    ).expand(shape)
+    red, pink = (
+        _rgb(rng.uniform(0.45, 0.65), rng.uniform(0.08, 0.2), rng.uniform(0.05, 0.14)),
+        _rgb(rng.uniform(0.55, 0.75), rng.uniform(0.26, 0.4), rng.uniform(0.2, 0.32)),
+    )
     albedo = _blend(red, pink, facing) * (1 + rng.uniform(0.05, 0.15) * mottle + rng.uniform(0.02, 0.07) * grain)
     albedo = _blend(albedo, _rgb(0.40, 0.04, 0.04), rng.uniform(0.3, 0.85) * veins)
     bump = 0.5 * spectral_noise(shape, extent, (0.6, 3.0), g) + 0.25 * veins
@@ -163,13 +225,26 @@ def sinus(seed, detail=1024):
         return look_at(position, target, 0.25 * wave[4](t))
 
     focal = rng.uniform(0.52, 0.75)
-    lens = Lens(focal=focal, k1=_barrel(rng, focal), border=rng.choice(("circle", "circle", "none")), border_size=rng.uniform(0.9, 1.25))
-    look = _look(rng, lights=rng.choice((((0.0, 1.6, 0.0), (0.6, -1.2, 0.0)), ((1.2, 1.2, 0.0),), Look.lights)), spot=2.0, vignette=0.7,
+    lens = Lens(
+        focal=focal,
+        k1=_barrel(rng, focal),
+        border=rng.choice(("circle", "circle", "none")),
+        border_size=rng.uniform(0.9, 1.25),
+    )
+    lights = rng.choice((((0.0, 1.6, 0.0), (0.6, -1.2, 0.0)), ((1.2, 1.2, 0.0),), Look.lights))
+    look = _look(rng, lights=lights, spot=2.0, vignette=0.7,
                  gloss=160.0, specular=1.6, exposure_target=0.66, exposure_quantile=0.9)  # fmt: skip
     return Scene("sinus", surface, appearance, texel, look, lens, (), pose, 90.0, 0.25)
 
 
-ORGANS = ((0.21, 0.035, 0.028), (0.66, 0.38, 0.10), (0.52, 0.14, 0.12), (0.62, 0.33, 0.15), (0.34, 0.075, 0.06), (0.60, 0.42, 0.34))
+ORGANS = (
+    (0.21, 0.035, 0.028),
+    (0.66, 0.38, 0.10),
+    (0.52, 0.14, 0.12),
+    (0.62, 0.33, 0.15),
+    (0.34, 0.075, 0.06),
+    (0.60, 0.42, 0.34),
+)
 
 
 def _abdomen(rng, g, size, shape):
@@ -182,11 +257,13 @@ def _abdomen(rng, g, size, shape):
     colours = [(rng.uniform(0.45, 0.65), rng.uniform(0.18, 0.3), rng.uniform(0.14, 0.26))]
     if rng.random() < 0.5:  # bowel: rounded loops along a warped wave, tileable because the wave numbers are whole
         kx, ky = rng.choice(((3, 1), (2, 3), (4, 2), (1, 4), (3, 3)))
-        phase = TAU * (kx * x + ky * y) / size + rng.uniform(0.8, 2.0) * spectral_noise(shape, extent, (40.0, 150.0), g, 1.8)
+        phase = TAU * (kx * x + ky * y) / size + rng.uniform(0.8, 2.0) * spectral_noise(
+            shape, extent, (40.0, 150.0), g, 1.8
+        )
         loops = torch.cos(phase / 2).abs().clamp(min=1e-3) ** 0.6
         layers.append(116 - rng.uniform(14, 26) * loops + 0.4 * spectral_noise(shape, extent, (3.0, 12.0), g))
         colours.append((rng.uniform(0.55, 0.7), rng.uniform(0.28, 0.4), rng.uniform(0.2, 0.32)))
-    for i in range(rng.randint(4, 10)):
+    for _ in range(rng.randint(4, 10)):
         cx, cy = rng.uniform(-0.5, 0.5) * size, rng.uniform(-0.5, 0.5) * size
         r, aspect, turn = rng.uniform(16, 46), rng.uniform(0.35, 1.6), rng.uniform(0, TAU)
         dx, dy = per(x - cx), per(y - cy)
@@ -196,7 +273,10 @@ def _abdomen(rng, g, size, shape):
         q = a * a + b * b
         dome = 112 - rng.uniform(16, 48) * torch.sqrt((1 - q).clamp(min=0) + 1e-6) ** 0.8
         rough = rng.choice((0.3, 0.5, 1.4))
-        layers.append(torch.where(q < 1, dome, torch.full_like(dome, 132.0)) + rough * spectral_noise(shape, extent, (3.0, 16.0), g))
+        layers.append(
+            torch.where(q < 1, dome, torch.full_like(dome, 132.0))
+            + rough * spectral_noise(shape, extent, (3.0, 16.0), g)
+        )
         colour = ORGANS[rng.randrange(len(ORGANS))]
         colours.append(tuple(c * rng.uniform(0.8, 1.25) for c in colour))
     stack = torch.stack(layers)
@@ -237,7 +317,9 @@ def laparo(seed, detail=1024):
         target = torch.tensor((aim[0] + 8 * wave[0](t), aim[1] + 8 * wave[1](t), 95.0))
         angle, lean = heading + 0.08 * wave[2](t), tilt + 0.05 * wave[3](t)
         away = distance + 6 * wave[4](t)
-        offset = torch.tensor((math.sin(lean) * math.cos(angle), math.sin(lean) * math.sin(angle), -math.cos(lean))) * away
+        offset = (
+            torch.tensor((math.sin(lean) * math.cos(angle), math.sin(lean) * math.sin(angle), -math.cos(lean))) * away
+        )
         drift = torch.tensor((sway * wave[5](t), sway * wave[0](t + 1), 0.0))
         return look_at(target + offset + drift, target + drift, 0.15 * wave[1](t + 2))
 
@@ -245,7 +327,8 @@ def laparo(seed, detail=1024):
     focal = rng.choice((0.82, rng.uniform(0.62, 1.05)))
     lens = Lens(focal=focal, border=rng.choice(("none", "none", "circle")), border_size=rng.uniform(1.0, 1.45),
                 k1=_barrel(rng, focal), offset=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)))  # fmt: skip
-    look = _look(rng, lights=rng.choice((((4.0, 0, 0), (-4.0, 0, 0)), ((3.0, 3.0, 0.0),), ((0.0, 5.0, 0.0), (0.0, -5.0, 0.0)))), spot=2.5,
+    lights = rng.choice((((4.0, 0, 0), (-4.0, 0, 0)), ((3.0, 3.0, 0.0),), ((0.0, 5.0, 0.0), (0.0, -5.0, 0.0))))
+    look = _look(rng, lights=lights, spot=2.5,
                  specular=1.1, gloss=70.0, vignette=0.55, exposure_target=0.58, smoke=0.2)  # fmt: skip
     return Scene("laparo", surface, appearance, texel, look, lens, tools, pose, 300.0, 0.7)
 
@@ -254,7 +337,9 @@ def _instrument(rng, pose, number, surface):
     """An instrument that enters from the side of the first view and works near its middle, in front of the tissue."""
     start = pose(0.0)
     side = 1 if number % 2 else -1
-    reach = torch.tensor((side * rng.uniform(2, 16), rng.uniform(-10, 12), rng.uniform(0.5, 0.8) * _clear_depth(surface, start)))
+    reach = torch.tensor(
+        (side * rng.uniform(2, 16), rng.uniform(-10, 12), rng.uniform(0.5, 0.8) * _clear_depth(surface, start))
+    )
     entry = torch.tensor((side * rng.uniform(70, 110), rng.uniform(30, 80), rng.uniform(-5, 25)))
     world = lambda p: tuple((start[:3, :3] @ p + start[:3, 3]).tolist())  # noqa: E731
     amplitude = (rng.uniform(3, 9), rng.uniform(3, 8), rng.uniform(2, 5))

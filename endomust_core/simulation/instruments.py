@@ -1,4 +1,6 @@
-"""Laparoscopic instruments: shaft, wrist and two jaws as moving capsules, met by rays in closed form. Units: mm, frames of motion in s."""
+"""Laparoscopic instruments: shaft, wrist and two jaws as moving capsules, met by rays in closed form. Units:
+mm, frames of motion in s.
+"""
 
 import math
 from dataclasses import dataclass
@@ -36,7 +38,10 @@ class Capsule:
 
 def capsules(tool, t):
     """The instrument at time t [s] as four capsules: shaft, wrist, two jaws that open and close."""
-    swing = [a * math.sin(TAU * t / p + tool.phase + i) for i, (a, p) in enumerate(zip(tool.amplitude, tool.period, strict=True))]
+    swing = [
+        a * math.sin(TAU * t / p + tool.phase + i)
+        for i, (a, p) in enumerate(zip(tool.amplitude, tool.period, strict=True))
+    ]
     base = torch.tensor(tool.base)
     tip = torch.tensor(tool.tip) + torch.tensor(swing)
     axis = F.normalize(tip - base, dim=0)
@@ -53,7 +58,8 @@ def capsules(tool, t):
 
 
 def hit_capsule(origin, directions, capsule):
-    """First hit of rays with a capsule. origin (3,) or (N, 3), directions (N, 3) → ray parameter (N,), inf where missed.
+    """First hit of rays with a capsule.
+    Origin (3,) or (N, 3), directions (N, 3) → ray parameter (N,), inf where missed.
 
     Quadratic of the infinite cylinder, then of the two end spheres.
     """
@@ -89,7 +95,9 @@ def paint(p, capsule):
     """Normals (N, 3) and albedo (N, 3) of points on a capsule: black bands on the shaft, bare metal beyond."""
     fraction = axis_fraction(p, capsule)
     normal = F.normalize(p - capsule.a - fraction[:, None] * (capsule.b - capsule.a), dim=-1)
-    colour = torch.tensor(capsule.tool.metal if capsule.part else capsule.tool.shaft, device=p.device).expand(p.shape[0], 3)
+    colour = torch.tensor(capsule.tool.metal if capsule.part else capsule.tool.shaft, device=p.device).expand(
+        p.shape[0], 3
+    )
     if capsule.part == 0:
         from_wrist = (1 - fraction) * (capsule.b - capsule.a).norm()
         band = ((from_wrist % 26.0) < 7.0).float()

@@ -1,4 +1,7 @@
-"""Light and camera of the simulated endoscope: what leaves the lamp, what the sensor makes of it. Images are (C, H, W), linear light."""
+"""Light and camera of the simulated endoscope: what leaves the lamp, what the sensor makes of it.
+
+Images are (C, H, W), linear light.
+"""
 
 import math
 from dataclasses import dataclass
@@ -76,7 +79,8 @@ def field_of_view(lens, height, width):
 def illuminate(look, points, normals, shiny_normals, view, gloss, rotation, origin, occluded):
     """Diffuse and specular irradiance (N,) at surface points from the lamps beside the lens.
 
-    Each lamp obeys the inverse-square law with a cos^spot beam; occluded(lamp position) → (N,) bool says who stands in shadow.
+    Each lamp obeys the inverse-square law with a cos^spot beam;
+    occluded(lamp position) → (N,) bool says who stands in shadow.
     """
     diffuse = torch.zeros(points.shape[0], device=points.device)
     specular = torch.zeros_like(diffuse)
@@ -96,7 +100,10 @@ def illuminate(look, points, normals, shiny_normals, view, gloss, rotation, orig
 
 
 def bounce(radiance, strength):
-    """One bounce of light in screen space: a wide blur of what the tissue sends back; reddens folds. (3, H, W) → (3, H, W)."""
+    """One bounce of light in screen space: a wide blur of what the tissue sends back; reddens folds.
+
+    (3, H, W) → (3, H, W).
+    """
     height, width = radiance.shape[1:]
     cell = max(4, width // 20)
     small = F.avg_pool2d(radiance[None], cell, ceil_mode=True, count_include_pad=False)
@@ -127,7 +134,11 @@ def _blur(image, sigma):
 def _smear(image, flow, shutter, taps=2):
     """Motion blur: average along the flow (H, W, 2) [pixels] while the shutter is open."""
     height, width = flow.shape[:2]
-    v, u = torch.meshgrid(torch.arange(height, device=image.device).float(), torch.arange(width, device=image.device).float(), indexing="ij")
+    v, u = torch.meshgrid(
+        torch.arange(height, device=image.device).float(),
+        torch.arange(width, device=image.device).float(),
+        indexing="ij",
+    )
     total = image.clone()
     for k in range(1, taps + 1):
         x = (u + flow[..., 0] * shutter * k / taps) * (2 / (width - 1)) - 1
@@ -137,7 +148,10 @@ def _smear(image, flow, shutter, taps=2):
 
 
 def develop(look, linear, flow, fov, generator):
-    """Sensor: motion blur, point spread, shot and read noise, highlight knee, gamma, field stop. (3, H, W) → uint8 (H, W, 3)."""
+    """Sensor: motion blur, point spread, shot and read noise, highlight knee, gamma, field stop.
+
+    (3, H, W) → uint8 (H, W, 3).
+    """
     if flow is not None and look.shutter > 0.02:
         linear = _smear(linear, flow, look.shutter)
     linear = _blur(linear, look.psf * linear.shape[2] / 320)

@@ -1,4 +1,5 @@
-"""Renders one endoscopic sequence: trace the wall, meet the instruments, shade, expose. Scene in mm, results in metres and pixels.
+"""Renders one endoscopic sequence: trace the wall, meet the instruments, shade, expose.
+Scene in mm, results in metres and pixels.
 
 Rays have z = 1 in the camera frame, so the ray parameter *is* the depth along the optical axis.
 """
@@ -19,7 +20,10 @@ MM = 1e-3
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything one sequence needs; `domains.py` draws it from a seed. `appearance` maps are albedo RGB, two bump slopes, gloss."""
+    """Everything one sequence needs; `domains.py` draws it from a seed.
+
+    `appearance` maps are albedo RGB, two bump slopes, gloss.
+    """
 
     domain: str
     surface: object
@@ -38,8 +42,10 @@ class Frame:
     """One rendered image with its truth. Arrays are numpy; H x W is the image size.
 
     rgb (H, W, 3) uint8; depth (H, W) float32 [m] along the optical axis; albedo, shading (H, W, 3) float32 linear
-    (rgb before sensor = albedo * shading + specular); normal (H, W, 3) in the camera frame; flow (H, W, 2) [pixels] to the next
-    frame, visible (H, W) bool: that point is seen there too; instrument, fov (H, W) bool; T_world_camera (4, 4) [m]; stamp [s].
+    (rgb before sensor = albedo * shading + specular); normal (H, W, 3) in the camera frame; flow (H, W, 2) [pixels]
+    to the next
+    frame, visible (H, W) bool: that point is seen there too;
+    instrument, fov (H, W) bool; T_world_camera (4, 4) [m]; stamp [s].
     """
 
     rgb: np.ndarray
@@ -72,7 +78,7 @@ class Renderer:
         self.camera = Camera(
             width, height, lens.focal * width, lens.focal * lens.aspect * width,
             (0.5 + lens.offset[0]) * width - 0.5, 0.5 * height + lens.offset[1] * width - 0.5,
-            model="plumb_bob" if lens.k1 or lens.k2 else "pinhole", D=(lens.k1, lens.k2, 0.0, 0.0, 0.0) if lens.k1 or lens.k2 else (),
+            *(("plumb_bob", (lens.k1, lens.k2, 0.0, 0.0, 0.0)) if lens.k1 or lens.k2 else ("pinhole", ())),
         )  # fmt: skip
         v, u = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
         self.pixels = torch.stack((u, v), -1).to(device)
@@ -88,11 +94,18 @@ class Renderer:
         return torch.stack((self.camera.fx * x + self.camera.cx, self.camera.fy * y + self.camera.cy), -1)
 
     def _trace(self, origin, rotation, t):
-        """Depth [mm] of the wall, (H, W): coarse to fine, each level starting just before the nearest coarse neighbour."""
+        """Depth [mm] of the wall, (H, W): coarse to fine, each level starting just before the nearest coarse
+        neighbour.
+        """
         height, width = self.size
         world = self.rays @ rotation.T
         depth = None
-        for stride, steps, tolerance, shrink, back in ((8, 72, 0.15, 0, 0), (4, 40, 0.10, 0.90, 0.3), (2, 28, 0.06, 0.95, 0.1), (1, 40, 0.03, 0.99, 0.05)):
+        for stride, steps, tolerance, shrink, back in (
+            (8, 72, 0.15, 0, 0),
+            (4, 40, 0.10, 0.90, 0.3),
+            (2, 28, 0.06, 0.95, 0.1),
+            (1, 40, 0.03, 0.99, 0.05),
+        ):
             offset = stride // 2 if stride > 1 else 0
             grid = world[offset::stride, offset::stride]
             shape = grid.shape[:2]
@@ -139,7 +152,10 @@ class Renderer:
         maps = scene.appearance.sample_mip(u, v, depth / self.camera.fx / torch.sqrt(slant) / scene.texel)
         albedo, gloss = maps[:3].T.contiguous(), maps[5] ** 2 * look.specular * 0.55
         tilt = maps[3, :, None] * along_u + maps[4, :, None] * along_v
-        matte, shiny = F.normalize(geometric + look.bump * tilt, dim=-1), F.normalize(geometric + 1.3 * look.bump * tilt, dim=-1)
+        matte, shiny = (
+            F.normalize(geometric + look.bump * tilt, dim=-1),
+            F.normalize(geometric + 1.3 * look.bump * tilt, dim=-1),
+        )
         for i, capsule in enumerate(parts):
             on = (part == i + 1).nonzero(as_tuple=True)[0]
             if on.numel():
@@ -149,7 +165,9 @@ class Renderer:
         matte, shiny, geometric = (_face(n, view) for n in (matte, shiny, geometric))
 
         # --- light
-        diffuse, specular = optics.illuminate(look, points, matte, shiny, view, gloss, rotation, origin, self._shadow(points, part, parts))
+        diffuse, specular = optics.illuminate(
+            look, points, matte, shiny, view, gloss, rotation, origin, self._shadow(points, part, parts)
+        )
         image = lambda a: a.T.reshape(-1, height, width) if a.dim() == 2 else a.view(1, height, width)  # noqa: E731
         albedo, diffuse, specular = image(albedo), image(diffuse), image(specular)
         shading = diffuse + optics.bounce(albedo * diffuse, look.ambient)
@@ -203,7 +221,9 @@ class Renderer:
 
 
 def _face(normal, view):
-    """Turn normals that look away from the viewer (grazing silhouettes) just towards it, else they render as black rims."""
+    """Turn normals that look away from the viewer (grazing silhouettes) just towards it, else they render as black
+    rims.
+    """
     short = (0.06 - (normal * view).sum(-1, keepdim=True)).clamp(min=0)
     return F.normalize(normal + short * view, dim=-1)
 

@@ -1,7 +1,8 @@
-"""Tissue walls as height textures over a chart: one bilinear look-up gives the signed clearance, whatever the detail. Units: mm, s.
+"""Tissue walls as height textures over a chart: one bilinear look-up gives the signed clearance, whatever the detail.
+Units: mm, s.
 
-`clearance(x, y, z, t)` is positive in free space, zero on the wall, negative inside tissue; it is not a distance, but its
-slope is bounded, so a ray may safely advance by `lipschitz * clearance`.
+`clearance(x, y, z, t)` is positive in free space, zero on the wall, negative inside tissue; it is not a distance,
+but its slope is bounded, so a ray may safely advance by `lipschitz * clearance`.
 """
 
 import math
@@ -29,8 +30,12 @@ class Turbinate:
 class Tube:
     """Colon- or sinus-like tube: |p_xy - c(z)| = r(theta, z) * pulse(z, t); periodic in z with `length`."""
 
-    def __init__(self, radius_map, length, radius, bend=(0.0, 1.0, 0.0, 1.0), pulse=(0.0, 1.0, 0.0), turbinates=(), lipschitz=0.6):
-        """radius_map (V, U) [mm] over (z, theta); bend: amplitude and period of x, then of y; pulse: amplitude, wavelength, Hz."""
+    def __init__(
+        self, radius_map, length, radius, bend=(0.0, 1.0, 0.0, 1.0), pulse=(0.0, 1.0, 0.0), turbinates=(), lipschitz=0.6
+    ):
+        """radius_map (V, U) [mm] over (z, theta); bend: amplitude and period of x, then of y; pulse:
+        amplitude, wavelength, Hz.
+        """
         self.radius_map = Texture(radius_map[None])
         self.length, self.radius, self.bend, self.pulse = length, radius, bend, pulse
         self.turbinates, self.lipschitz, self.blend = turbinates, lipschitz, 1.5
@@ -141,7 +146,9 @@ class Plane:
 
 
 def normals(surface, p, t, step):
-    """Unit normals (N, 3) at p, into free space: the gradient of the clearance by four taps on a tetrahedron of edge ~ step [mm]."""
+    """Unit normals (N, 3) at p, into free space: the gradient of the clearance by four taps on a tetrahedron of edge ~
+    step [mm].
+    """
     x, y, z = p.unbind(-1)
     total = torch.zeros_like(p)
     for sx, sy, sz in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
@@ -154,8 +161,8 @@ def march(surface, origin, directions, start, t, steps, tolerance, far, newton_c
     """Advance rays to the wall. origin: 3 floats; directions: (3, N), z component along the optical axis not needed;
     start (N,) ray parameter → (N,) ray parameter of the first hit (secant-refined), at most `far`.
 
-    Each step is the larger of the safe one (clearance x lipschitz) and a Newton step from the last two samples, capped so that
-    thin folds are not jumped over; rays that have arrived leave the working set.
+    Each step is the larger of the safe one (clearance x lipschitz) and a Newton step from the last two samples,
+    capped so that thin folds are not jumped over; rays that have arrived leave the working set.
     """
     ox, oy, oz = origin
     dx, dy, dz = directions
@@ -171,7 +178,9 @@ def march(surface, origin, directions, start, t, steps, tolerance, far, newton_c
         keep = moving.nonzero(as_tuple=True)[0]
         if keep.numel() < 0.85 * now.numel():  # retire the arrived rays, compact the rest
             drop = f_before - f
-            hit = torch.where((drop > 1e-4) & (f_before < 50), before + (now - before) * (f_before / drop).clamp(0, 1.6), now)
+            hit = torch.where(
+                (drop > 1e-4) & (f_before < 50), before + (now - before) * (f_before / drop).clamp(0, 1.6), now
+            )
             if live is None:
                 result = hit.clone()
             else:

@@ -1,4 +1,7 @@
-"""Tileable random textures on a surface chart: spectral noise, vessels, and mip-mapped sampling. Maps are (V, U) or (C, V, U)."""
+"""Tileable random textures on a surface chart: spectral noise, vessels, and mip-mapped sampling.
+
+Maps are (V, U) or (C, V, U).
+"""
 
 import math
 
@@ -46,7 +49,9 @@ def vessels(shape, extent, wavelength, width, generator, octaves=3):
         wiggle = (scale * 0.3, scale)
         dv = bend * spectral_noise(shape, extent, wiggle, generator)
         du = bend * spectral_noise(shape, extent, wiggle, generator)
-        thickness = width * (0.6 + 0.5 * torch.sigmoid(2 * spectral_noise(shape, extent, (scale, 4 * scale), generator)))
+        thickness = width * (
+            0.6 + 0.5 * torch.sigmoid(2 * spectral_noise(shape, extent, (scale, 4 * scale), generator))
+        )
         ridge = torch.exp(-((warp(noise, dv, du) / thickness) ** 2))
         gate = torch.sigmoid(5 * (spectral_noise(shape, extent, (scale, 4 * scale), generator) - 0.2))
         out = torch.maximum(out, ridge * gate * (1.0 if octave == 0 else 0.75))

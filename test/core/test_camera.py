@@ -92,10 +92,13 @@ def test_back_project_leaves_holes_as_nan(hole):
     assert np.isfinite(np.delete(points.reshape(-1, 3), 3 * 64 + 4, axis=0)).all()
 
 
-def test_points_behind_the_camera_have_no_pixel():
-    pixels = PINHOLE.project(np.array([[0.0, 0.0, 0.1], [0.0, 0.0, -0.1], [0.0, 0.0, 0.0]]))
-    np.testing.assert_allclose(pixels[0], [31.5, 23.5])
+@pytest.mark.parametrize("model", ["pinhole", *DISTORTED])
+def test_points_behind_the_camera_have_no_pixel(model):
+    camera = Camera.from_K(K, 640, 480, model, DISTORTED.get(model, ()))
+    pixels = camera.project(np.array([[0.0, 0.0, 0.1], [0.0, 0.0, -0.1], [0.0, 0.0, 0.0], [0.1, 0.1, np.nan]]))
+    np.testing.assert_allclose(pixels[0], [319.5, 239.5])
     assert np.isnan(pixels[1:]).all()
+    assert camera.project(np.empty((0, 3))).shape == (0, 2)
 
 
 def test_resized_keeps_the_corners_of_the_image():

@@ -62,12 +62,15 @@ TRANSITIONS = {
 class NodeProcess:
     """`python -m endomust_ros.node` with parameters; its log is a file."""
 
-    def __init__(self, folder: Path, parameters: dict, arguments: tuple[str, ...] = (), environment: dict | None = None):
+    def __init__(
+        self, folder: Path, parameters: dict, arguments: tuple[str, ...] = (), environment: dict | None = None
+    ):
         values = {"diagnostics.period": 0.1, "model.threads": 1, **parameters}
         given = [text for name, value in values.items() for text in ("-p", f"{name}:={_yaml(value)}")]
         remaps = ["-r", "image:=/endoscope/image_raw"]
         self._log_path = folder / f"node_{time.monotonic_ns()}.log"
         self._command = [sys.executable, "-m", "endomust_ros.node", "--ros-args", *given, *remaps, *arguments]
+        self._forgotten = 0
         self._environment = {**os.environ, "ROS_LOG_DIR": str(folder), "PYTHONPATH": str(ROOT), **(environment or {})}
 
     def __enter__(self):
@@ -82,7 +85,11 @@ class NodeProcess:
 
     @property
     def log(self) -> str:
-        return self._log_path.read_text(errors="replace")
+        """What the node has said, since `forget` where that was called."""
+        return self._log_path.read_bytes()[self._forgotten :].decode(errors="replace")
+
+    def forget(self) -> None:
+        self._forgotten = self._log_path.stat().st_size
 
     def end(self, number: int) -> int:
         """Send the signal and return the exit code."""
@@ -225,25 +232,35 @@ class Probe:
 
     # ---- services ----
 
-    def call(self, kind, name: str, request):
+    def call(self, kind, name: str, request, ask_again: bool = False):
+        """The response; `ask_again` repeats a harmless question that met a server which was just coming or going."""
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
         client = self._clients[name]
         self.wait(client.service_is_ready, f"the service {name}")
-        future = client.call_async(request)
-        self.wait(future.done, f"an answer of {name}")
-        return future.result()
+        futures = [client.call_async(request)]
+        asked = time.monotonic()
 
-    def state(self) -> str:
-        return self.call(GetState, "/endomust/get_state", GetState.Request()).current_state.label
+        def answered():
+            nonlocal asked
+            if ask_again and time.monotonic() - asked > 1.0:
+                asked = time.monotonic()
+                futures.append(client.call_async(request))
+            return next((future for future in futures if future.done()), None)
+
+        return self.wait(answered, f"an answer of {name}").result()
+
+    def state(self, namespace: str = "") -> str:
+        name = f"{namespace}/endomust/get_state"
+        return self.call(GetState, name, GetState.Request(), ask_again=True).current_state.label
 
     def wait_for_state(self, label: str) -> None:
         self.wait(lambda: self.state() == label, f"the state {label}")
 
-    def change_state(self, name: str) -> bool:
+    def change_state(self, name: str, namespace: str = "") -> bool:
         request = ChangeState.Request()
         request.transition.id = TRANSITIONS[name]
-        return self.call(ChangeState, "/endomust/change_state", request).success
+        return self.call(ChangeState, f"{namespace}/endomust/change_state", request).success
 
     def reset(self):
         return self.call(Trigger, "/endomust/reset_odometry", Trigger.Request())

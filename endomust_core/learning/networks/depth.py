@@ -19,7 +19,7 @@ SCALES = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class DepthConfig:
-    """What a depth network is built from. Block indices count from 0; depths in metres (network units for the `paper` range)."""
+    """What a depth network is built from. Blocks count from 0; depths in metres (in `paper`, network units)."""
 
     dim: int = 192  # width of the tokens
     blocks: int = 6
@@ -55,12 +55,12 @@ _PRETRAINED = dict(pos_grid=37, layer_scale=1e-5, patch_stem="linear", head_chan
 PRESETS = {
     "tiny": DepthConfig(),
     "small": DepthConfig(
-        dim=384, blocks=12, heads=6, features=64, out_channels=(48, 96, 192, 384), taps=(8, 9, 10, 11), necks=(2, 5, 8, 11),
-        **_PRETRAINED,
+        dim=384, blocks=12, heads=6, features=64, out_channels=(48, 96, 192, 384), taps=(8, 9, 10, 11),
+        necks=(2, 5, 8, 11), **_PRETRAINED,
     ),
     "base": DepthConfig(
-        dim=768, blocks=12, heads=12, features=128, out_channels=(96, 192, 384, 768), taps=(8, 9, 10, 11), necks=(2, 5, 8, 11),
-        **_PRETRAINED,
+        dim=768, blocks=12, heads=12, features=128, out_channels=(96, 192, 384, 768), taps=(8, 9, 10, 11),
+        necks=(2, 5, 8, 11), **_PRETRAINED,
     ),
 }  # fmt: skip
 PRESETS["paper"] = replace(  # EndoMUST's published weights: raw RGB, depths in network units
@@ -73,8 +73,8 @@ DA_V2_TAPS = (2, 5, 8, 11)  # ... Depth Anything v2 from every third
 class DepthNetwork(nn.Module):
     """forward(image B×3×H×W in [0,1]; H, W multiples of 14) → {scale: disparity B×1×h×w in (0,1)}.
 
-    `scales` names the outputs wanted; heads of other scales do no work. `size` is the (h, w) of scale 0 when it is not the
-    image's (the published EndoMUST weights were trained with 256×320 out of a 224×280 image).
+    `scales` names the outputs wanted; heads of other scales do no work. `size` is the (h, w) of scale 0 when it is not
+    the image's (the published EndoMUST weights were trained with 256×320 out of a 224×280 image).
     """
 
     def __init__(self, config: DepthConfig | str = "tiny"):
@@ -135,13 +135,13 @@ class DepthHead(nn.Module):
         return disparity
 
     def fuse(self, maps: list[torch.Tensor], finest: tuple[int, int] | None = None) -> list[torch.Tensor]:
-        """Token maps → the four fused paths, fine to coarse; `finest` sets the size of the first (twice its input if None)."""
+        """Token maps → the four fused paths, fine to coarse; `finest` is the size of the first (8h×8w if None)."""
         sides = zip(maps, self.projects, self.resize_layers, strict=True)
         return self.scratch([resize(project(tokens)) for tokens, project, resize in sides], finest)
 
 
 class Fusion(nn.Module):
-    """Top-down fusion: every map gets the decoder's width, then coarse paths are refined, enlarged and added to finer maps."""
+    """Top-down fusion: all maps get the decoder's width; coarse paths are refined, enlarged and added to finer maps."""
 
     def __init__(self, in_channels: tuple[int, ...], features: int):
         super().__init__()
@@ -164,8 +164,8 @@ class Fusion(nn.Module):
 class FusionBlock(nn.Module):
     """Refine a map, add the coarser path to it, refine again, enlarge to `size`.
 
-    The 1×1 convolution stands before the enlargement: bilinear weights sum to one, so the order changes nothing but the cost.
-    The coarsest block has nothing to merge and therefore no first unit.
+    The 1×1 convolution stands before the enlargement: bilinear weights sum to one, so the order changes nothing but the
+    cost. The coarsest block has nothing to merge and therefore no first unit.
     """
 
     def __init__(self, features: int, merges: bool):

@@ -12,8 +12,8 @@ STATISTICS = {
 class NormalizeRGB(nn.Module):
     """Subtract a mean and divide by a deviation per channel; `none` passes the image through untouched.
 
-    The choice belongs to the weights (converted EndoMUST weights expect raw [0,1], ImageNet encoders do not), so it is part of
-    the network's config and never guessed. The statistics are no part of the state dict.
+    The choice belongs to the weights (converted EndoMUST weights expect raw [0,1], ImageNet encoders do not), so it is
+    part of the network's config and never guessed. The statistics are no part of the state dict.
     """
 
     def __init__(self, kind: str):

@@ -1,7 +1,7 @@
 """Pose network: previous and current RGB, B×3×H×W in [0,1] → rotation [rad] B×3, translation [m] B×3, intrinsics B×4.
 
-The pose is T_prev_curr: it maps points of the current camera into the previous camera. Rotation is an axis times an angle.
-Intrinsics are fx/W, fy/H, cx/W, cy/H.
+The pose is T_prev_curr: it maps points of the current camera into the previous camera. Rotation is an axis times an
+angle. Intrinsics are fx/W, fy/H, cx/W, cy/H.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from endomust_core.learning.networks.resnet import CHANNELS, ResNet18
 class PoseConfig:
     """What a pose network is built from.
 
-    The gains scale raw outputs to radians and metres, so that the last layer works with numbers around one. They set how fast the
-    pose learns: too large a gain makes self-supervised training diverge.
+    The gains scale raw outputs to radians and metres, so that the last layer works with numbers around one. They set
+    how fast the pose learns: too large a gain makes self-supervised training diverge.
     """
 
     encoder: str = "correlation"  # correlation | compact | resnet18 (the paper's)
@@ -38,7 +38,7 @@ PRESETS = {
 
 
 class Pose(NamedTuple):
-    """T_prev_curr as rotation B×3 [rad, axis times angle] and translation B×3 [m]; intrinsics B×4 in units of the image size."""
+    """T_prev_curr as rotation B×3 [rad, axis times angle] and translation B×3 [m]; intrinsics B×4, normalised."""
 
     rotation: torch.Tensor
     translation: torch.Tensor
@@ -94,8 +94,9 @@ class CompactEncoder(nn.Module):
 class CorrelationEncoder(nn.Module):
     """Where did every small neighbourhood go? → B×128×H/16×W/16.
 
-    Both frames pass the same shallow convolutions. The match of each position with its neighbours in the other frame is measured at
-    stride 4 (fine, for motion below a pixel) and at stride 8 (wide); the rest of the network reads motion off these match maps.
+    Both frames pass the same shallow convolutions. The match of each position with its neighbours in the other frame is
+    measured at stride 4 (fine, for motion below a pixel) and at stride 8 (wide); the rest of the network reads motion
+    off these match maps.
     """
 
     channels = 128
@@ -131,7 +132,7 @@ class CorrelationEncoder(nn.Module):
 
 
 class ConvPoseDecoder(nn.Module):
-    """The paper's: four convolutions and a spatial mean. B×C×h×w → two poses B×12 (only the first is used), their mean features B×256."""
+    """The paper's: four convolutions and a mean. B×C×h×w → two poses B×12 (the first is used), mean features B×256."""
 
     feature_channels = 256
 
@@ -156,8 +157,8 @@ class ConvPoseDecoder(nn.Module):
 class MomentPoseDecoder(nn.Module):
     """Feature maps B×C×h×w → their means weighted by 1, x, y, x², xy, y² → pose B×6, feature B×128.
 
-    A small rigid motion moves pixels by a polynomial of second order in x and y (over depth), so these moments are what a
-    least-squares estimate of the motion is made of; a plain mean would throw the places away.
+    A small rigid motion moves pixels by a polynomial of second order in x and y (over depth), so these moments are what
+    a least-squares estimate of the motion is made of; a plain mean would throw the places away.
     """
 
     feature_channels = 128
@@ -178,7 +179,7 @@ class MomentPoseDecoder(nn.Module):
 
 
 class IntrinsicsHead(nn.Module):
-    """Pooled features B×C → fx/W, fy/H, cx/W, cy/H. The focal length stays above half the image; the centre starts in the middle."""
+    """Pooled features B×C → fx/W, fy/H, cx/W, cy/H; focal lengths above half the image, the centre about its middle."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -218,7 +219,8 @@ def conv_unit(channels_in: int, channels: int, kernel: int, stride: int) -> nn.S
 def whiten(features: torch.Tensor) -> torch.Tensor:
     """Each channel to mean 0 and variance 1 over the image, then each position to unit mean square. B×C×H×W.
 
-    Without the first step what all positions share drowns what tells them apart, every neighbour matches, and no motion is learned.
+    Without the first step what all positions share drowns what tells them apart, every neighbour matches, and no motion
+    is learned.
     """
     features = F.instance_norm(features)
     return features * torch.rsqrt(features.square().mean(dim=1, keepdim=True) + 1e-3)
@@ -227,10 +229,10 @@ def whiten(features: torch.Tensor) -> torch.Tensor:
 def correlate(current: torch.Tensor, previous: torch.Tensor, radius: int) -> torch.Tensor:
     """Match of every position of `current` with the (2r+1)² neighbours in `previous`. Two B×C×H×W → B×(2r+1)²×H×W.
 
-    Channel (dy + r)(2r + 1) + dx + r holds the product with `previous` at (y + dy, x + dx), summed over channels and divided by √C,
-    so that unrelated whitened positions give variance 1; zero outside the image.
-    One matrix product per row and dy gives the products of all pairs of columns. The wanted band of its diagonal becomes a
-    rectangle when rows of length L are read with length L + 1; this is far fewer operations than one per neighbour.
+    Channel (dy + r)(2r + 1) + dx + r holds the product with `previous` at (y + dy, x + dx), summed over channels and
+    divided by √C, so that unrelated whitened positions give variance 1; zero outside the image. One matrix product per
+    row and dy gives the products of all pairs of columns. The wanted band of its diagonal becomes a rectangle when rows
+    of length L are read with length L + 1; this is far fewer operations than one per neighbour.
     """
     batch, channels, height, width = current.shape
     side, padded = 2 * radius + 1, width + 2 * radius

@@ -1,6 +1,6 @@
-"""ResNet-18 encoder: k images side by side in channels, B×3k×H×W → five maps of 64, 64, 128, 256, 512 channels at strides 2 to 32.
+"""ResNet-18 encoder: k images stacked in channels, B×3k×H×W → five maps at strides 2 to 32.
 
-Parameter names are torchvision's, without the classifier.
+The maps have 64, 64, 128, 256 and 512 channels. Parameter names are torchvision's, without the classifier.
 """
 
 import torch

@@ -1,7 +1,8 @@
-"""Vision transformer, DINOv2 layout: image B×3×H×W (multiples of 14) → tokens of chosen blocks, B×N×C, with optional conv necks.
+"""Vision transformer, DINOv2 layout: image B×3×H×W (multiples of 14) → B×C×H/14×W/14 maps of chosen blocks.
 
-Module names follow the published checkpoints (`blocks.3.attn.qkv.weight`, `blocks.2.residual_.conv1.weight`), so that these load
-without key surgery. The two stems differ only in how a 14×14 patch becomes a token.
+Convolutional necks may follow any block. Module names follow the published checkpoints (`blocks.3.attn.qkv.weight`,
+`blocks.2.residual_.conv1.weight`), so that these load without key surgery. The two stems differ only in how a 14×14
+patch becomes a token.
 """
 
 import torch
@@ -68,7 +69,7 @@ class ChannelNorm(nn.Module):
 
 
 class ConvNeck(nn.Module):
-    """Bottleneck of three convolutions on the patch grid, added to the tokens. Starts as the identity: its last norm is zero."""
+    """Bottleneck of three convolutions on the patch grid, added to the tokens; starts as the identity (last norm 0)."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -142,7 +143,7 @@ class ConvStem(nn.Module):
 class VisionTransformer(nn.Module):
     """Image → normalised patch tokens of the `taps` blocks.
 
-    forward(image B×3×H×W) → (list of B×C×h×w maps in the order of `taps`, fine features B×c×H/2×W/2 or None), h = H/14, w = W/14.
+    forward(image B×3×H×W) → (B×C×H/14×W/14 maps in the order of `taps`, fine features B×c×H/2×W/2 or None).
     The position embedding is learned for a square of `pos_grid` patches and is resized bicubically to the actual grid;
     `bake_position` fixes it to one grid, for export.
     """
@@ -211,8 +212,8 @@ class VisionTransformer(nn.Module):
 def resize_position(embedding: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
     """Resize the patch part of a position embedding 1×(1+N)×C from the `old` to the `new` grid, bicubically.
 
-    DINOv2 adds 0.1 to the new size before taking the scale factor, which shifts the sampling points slightly. Weights trained with
-    it expect the same shift.
+    DINOv2 adds 0.1 to the new size before taking the scale factor, which shifts the sampling points slightly. Weights
+    trained with it expect the same shift.
     """
     token, patches = embedding[:, :1], embedding[:, 1:]
     grid = tokens_to_grid(patches, old)
