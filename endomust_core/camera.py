@@ -87,6 +87,18 @@ class Camera:
             raise CameraError(f"the crop {x},{y} {width}x{height} leaves the image of {self.width}x{self.height}")
         return replace(self, width=int(width), height=int(height), cx=self.cx - x, cy=self.cy - y)
 
+    def strided(self, stride: int) -> Camera:
+        """The camera of image[::stride, ::stride]."""
+        return replace(
+            self,
+            width=-(-self.width // stride),
+            height=-(-self.height // stride),
+            fx=self.fx / stride,
+            fy=self.fy / stride,
+            cx=self.cx / stride,
+            cy=self.cy / stride,
+        )
+
     def pinhole(self) -> Camera:
         """The undistorted camera with the same K."""
         return replace(self, model="pinhole", D=())

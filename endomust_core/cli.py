@@ -90,11 +90,12 @@ def parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("render", help="a rendered sequence with its truth → a recording, or a folder of images")
     add.add_argument("domain", help="colon, sinus or laparo")
-    add.add_argument("out", type=Path, help="a recording such as colon.mcap, or a new folder")
+    add.add_argument("--out", type=Path, required=True, help="a recording such as colon.mcap, or a new folder")
     add.add_argument("--frames", type=int, default=100, help="how many (default 100)")
     add.add_argument("--seed", type=int, default=0, help="another scene for every number (default 0)")
     add.add_argument("--size", type=image_size, default="640x512", metavar="WxH", help="default 640x512")
     add.add_argument("--rate", type=float, default=25.0, metavar="HZ", help="frames per second (default 25)")
+    add.add_argument("--detail", type=int, default=1024, help="rows of the texture maps (default 1024)")
     add.add_argument("--depth-every", type=int, default=1, metavar="N", help="true depth of every N-th (default 1)")
 
     add = commands.add_parser("import", help="a video file or a folder of images → a recording (.mcap)")
@@ -113,13 +114,14 @@ def parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("export", help="a finished pretraining run → a model bundle")
     add.add_argument("run", type=Path, help="folder that pretrain wrote")
-    add.add_argument("out", type=Path, help="folder of the bundle")
+    add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    add.add_argument("--frames", type=Path, nargs="*", default=[], help="images or videos to verify on (rendered)")
     add.add_argument("--version", default=__version__, help=f"of the bundle (default {__version__})")
     add.add_argument("--weights", choices=("float16", "float32"), default="float16", help="how they are stored")
 
     add = commands.add_parser("evaluate", help="score the depth of a bundle on a data set with ground truth")
-    add.add_argument("dataset", metavar="NAME:PATH", help="such as scenes:runs/endomust-tiny/scenes/test")
-    add.add_argument("--bundle", type=Path, help="folder of the bundle (default: the one that ships)")
+    add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
+    add.add_argument("--data", required=True, metavar="NAME:PATH", help="such as scenes:runs/endomust-tiny/scenes/test")
     add.add_argument("--scaling", choices=("median", "none"), default="median", help="per image (default median)")
 
     add = commands.add_parser("info", help="check a model bundle and say what it holds")
@@ -150,6 +152,7 @@ def render_command(options: argparse.Namespace) -> None:
         options.size,
         options.seed,
         options.rate,
+        options.detail,
         depth_every=options.depth_every,
         progress=stderr_progress(),
     )
@@ -179,14 +182,14 @@ def pretrain_command(options: argparse.Namespace) -> None:
     from endomust_core.learning.pretrain import pretrain
 
     run = pretrain(options.config, options.overrides, options.out, options.workers)
-    print(f"{run}: depth.pt, pose.pt, scores.yaml; endomust export {run} BUNDLE makes a bundle of it")
+    print(f"{run}: depth.pt, pose.pt, scores.yaml; endomust export {run} --out BUNDLE makes a bundle of it")
 
 
 def export_command(options: argparse.Namespace) -> None:
     """Run folder → bundle, verified against PyTorch."""
     from endomust_core.learning.release import export_run
 
-    bundle = export_run(options.run, options.out, options.version, options.weights)
+    bundle = export_run(options.run, options.out, options.version, options.weights, options.frames)
     print(f"{bundle}: verified against PyTorch; endomust info {bundle} says what it holds")
 
 
@@ -198,7 +201,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     from endomust_core.evaluate import evaluate, markdown
     from endomust_core.importing import stderr_progress
 
-    samples = open_dataset(options.dataset)
+    samples = open_dataset(options.data)
     estimator = Estimator(load_bundle(options.bundle or default_bundle()))
     print(markdown(evaluate(estimator, samples, options.scaling, stderr_progress())))
 
@@ -217,6 +220,9 @@ def info_command(options: argparse.Namespace) -> None:
     print(f"  depth   {width}x{height}, {bundle.range_m[0]:g} to {bundle.range_m[1]:g} m")
     print(f"  pose    {'{1}x{0}'.format(*bundle.pose.size) if bundle.pose else 'none, so no odometry'}")
     print(f"  scale   {'metric' if bundle.metric else 'not metric on real tissue: set scale.factor'}")
+    for network, facts in bundle.manifest.get("verification", {}).items():
+        if isinstance(facts, dict) and "onnx_vs_pytorch_max_rel" in facts:
+            print(f"  {network:<7} differs from PyTorch by at most {facts['onnx_vs_pytorch_max_rel']:.1e} (relative)")
     print(f"  licence {bundle.manifest.get('licence', 'not stated')}")
     print(f"  sha256  {bundle.digest}")
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -95,7 +96,8 @@ def demo(recording: Path | None, out: Path, bundle: Path | None = None, node_arg
     with RecordingReader(out / "recording.mcap") as answers:
         topics = Topics(image_topic, DEPTH, ODOM, POINTS, POSE_TOPIC, (DEPTH_TOPIC, DEPTH_PNG_TOPIC))
         results = results_of(answers, topics)
-    write_page(out / "report.html", demo_page(source, run, results))
+    command = _command(recording, out, bundle, node_arguments or [])
+    write_page(out / "report.html", demo_page(source, run, results, command))
     _say(6, f"wrote {out / 'report.html'}, {out / 'recording.mcap'} and {out / 'node.log'}")
     print()
     for name, value in table(run, results):
@@ -112,6 +114,14 @@ def shipped_recording() -> Path:
             f"the demo's recording is missing: {error}\n"
             "A recording of your own will do, endomust import makes one of a video: endomust demo --recording FILE.mcap"
         ) from error
+
+
+def _command(recording: Path | None, out: Path, bundle: Path | None, node_arguments: list[str]) -> str:
+    """What to type to do this again."""
+    words = ["endomust", "demo", "--out", str(out)]
+    words += [] if recording is None else ["--recording", str(recording)]
+    words += [] if bundle is None else ["--bundle", str(bundle)]
+    return shlex.join(words + [f"--node-argument={argument}" for argument in node_arguments])
 
 
 # ---- playing ----

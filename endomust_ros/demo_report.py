@@ -7,8 +7,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +62,7 @@ def table(run: Run, results: Results) -> list[tuple[str, str]]:
     return rows
 
 
-def demo_page(source: Path, run: Run, results: Results) -> str:
+def demo_page(source: Path, run: Run, results: Results, command: str) -> str:
     """The report of one run."""
     times, latency = run.latencies()
     seconds = [results.seconds(s) for s in results.depth_stamps]
@@ -78,7 +76,7 @@ def demo_page(source: Path, run: Run, results: Results) -> str:
         report.latency_section(latency, times, "From just before an image is published until its depth arrives here."),
         report.valid_section(np.array(seconds), np.array(results.valid)),
         report.table_section("Numbers", table(run, results)),
-        report.environment_section(_environment(run, source)),
+        report.environment_section(_environment(run, source, command)),
     ]
     subtitle = f"{source.name}, model {model} on {run.model.get('provider')}, {today}"
     return report.page("EndoMUST demo", subtitle, sections)
@@ -128,7 +126,7 @@ def _trajectory_section(results: Results) -> str:
     return report.trajectory_section(trajectory.seconds, trajectory.aligned, trajectory.truth, note)
 
 
-def _environment(run: Run, source: Path) -> dict[str, str]:
+def _environment(run: Run, source: Path, command: str) -> dict[str, str]:
     packages = ("endomust_ros", "numpy", "onnxruntime", "rosbags", "opencv-python-headless", "ros-rclpy", "rclpy")
     versions = [f"{name} {found}" for name in packages if (found := _version(name))]
     return {
@@ -140,7 +138,7 @@ def _environment(run: Run, source: Path) -> dict[str, str]:
         "Python": platform.python_version(),
         "packages": ", ".join(versions),
         "middleware": os.environ.get("RMW_IMPLEMENTATION", "default"),
-        "command": shlex.join(["endomust", "demo", *sys.argv[1:]]),
+        "command": command,
     }
 
 

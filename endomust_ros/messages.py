@@ -216,8 +216,11 @@ def matched(rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def ray_planes(camera: Camera, stride: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """x/z and y/z of every stride-th pixel, and 1 or NaN where some pixels have no ray; each (H, W) float32. Cached."""
-    x, y = (np.ascontiguousarray(plane) for plane in np.moveaxis(camera.rays()[::stride, ::stride], 2, 0))
+    """x/z and y/z of every stride-th pixel, and 1 or NaN where some pixels have no ray; each (H, W) float32. Cached.
+
+    Only the rays asked for are computed: the inverse of a distortion takes 0.2 s for all pixels of a 640x512 image.
+    """
+    x, y = (np.ascontiguousarray(plane) for plane in np.moveaxis(camera.strided(stride).rays(), 2, 0))
     missing = np.isnan(x)
     return x, y, np.where(missing, np.float32(np.nan), np.float32(1.0)) if missing.any() else None
 

@@ -91,14 +91,14 @@ def test_evaluate_prints_a_table(tmp_path):
     depth = np.full((2, 48, 64), 0.05, np.float16)
     rgb = np.full((2, 48, 64, 3), 90, np.uint8)
     np.savez(scenes / "colon-1.npz", rgb=rgb, depth=depth, fov=np.ones((48, 64), bool))
-    done = endomust("evaluate", f"scenes:{scenes}", "--bundle", write_mock_bundle(tmp_path / "mock"))
+    done = endomust("evaluate", write_mock_bundle(tmp_path / "mock"), "--data", f"scenes:{scenes}")
     assert done.returncode == 0, done.stderr
     assert "| model | colon | 0.000 |" in done.stdout and "| constant | colon |" in done.stdout
 
 
 @pytest.mark.parametrize(("text", "size"), [("640x512", (512, 640)), ("64x48", (48, 64))])
 def test_sizes_are_written_width_first(text, size):
-    assert cli.parser().parse_args(["render", "colon", "out", "--size", text]).size == size
+    assert cli.parser().parse_args(["render", "colon", "--out", "x.mcap", "--size", text]).size == size
 
 
 def test_import_of_nothing_says_what_to_do(tmp_path, capsys):

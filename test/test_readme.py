@@ -1,6 +1,6 @@
 """The pages keep their promises: links lead somewhere, commands exist and parse, the interface page equals the code."""
 
-import ast
+import importlib
 import re
 import shlex
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from endomust_core import cli
+from endomust_ros.launching import ARGUMENTS as LAUNCH_ARGUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,13 +48,6 @@ def parse_endomust(words):
     return _parse(rest)
 
 
-def launch_arguments(file):
-    """Names of the arguments a launch file declares."""
-    calls = (node for node in ast.walk(ast.parse((ROOT / "launch" / file).read_text())) if isinstance(node, ast.Call))
-    named = (call.args[0] for call in calls if call.args and isinstance(call.args[0], ast.Constant))
-    return {constant.value for constant in named if isinstance(constant.value, str)}
-
-
 def check_pip(words):
     extras = {e for word in words for found in re.findall(r"\[([\w,]+)\]", word) for e in found.split(",")}
     known = set(re.findall(r'"(\w+)": [A-Z]+', (ROOT / "setup.py").read_text()))
@@ -67,7 +61,7 @@ def check_ros2(words):
     if words[:2] == ["launch", "endomust_ros"]:
         assert (ROOT / "launch" / words[2]).is_file()
         given = {word.split(":=")[0] for word in words[3:]}
-        assert given <= launch_arguments(words[2]), f"{words[2]} declares {sorted(launch_arguments(words[2]))}"
+        assert given <= LAUNCH_ARGUMENTS.keys(), f"depth.launch.py knows {', '.join(LAUNCH_ARGUMENTS)}"
     elif words[:2] == ["run", "endomust_ros"]:
         assert f'"{words[2]} = ' in (ROOT / "setup.py").read_text()
 
@@ -89,6 +83,9 @@ def test_every_command_is_one_that_works(page, line):
         check_pip(words[1:])
     elif program == "ros2":
         check_ros2(words[1:])
+    elif program == "python" and words[1] == "-m":
+        pytest.importorskip("rclpy")
+        assert callable(importlib.import_module(words[2]).main)
     elif program == "colcon":
         assert words[-1] == "endomust_ros"
     elif program == "export":
@@ -161,6 +158,11 @@ def test_the_parameter_table_gives_units_and_ranges_as_in_the_code():
         expected += ["{:g} to {:g}".format(*about["limits"])] if about["limits"] else []
         expected += [", ".join(about["choices"])] if about["choices"] else []
         assert cell == "; ".join(expected), name
+
+
+def test_the_launch_table_is_the_one_in_the_code():
+    written = {name.strip("`"): (default, what) for name, default, what in rows(ROOT / "docs" / "ros.md", "Launch")}
+    assert written == {name: (default or "empty", what) for name, (default, what) in LAUNCH_ARGUMENTS.items()}
 
 
 def test_the_output_table_names_every_publisher():

@@ -5,20 +5,27 @@ import subprocess
 from datetime import date
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import yaml
 
 from endomust_core import __version__
 from endomust_core.learning.checkpoint import CheckpointError, load_checkpoint
-from endomust_core.learning.export import export_bundle
+from endomust_core.learning.export import ExportError, export_bundle
 from endomust_core.simulation import DOMAINS, render
 
 UNSEEN_SEED = 500  # of the frames on which ONNX Runtime is compared with PyTorch; the training scenes start at 1000
 
 
-def export_run(run: str | Path, out: str | Path, version: str = __version__, weight_dtype: str = "float16") -> Path:
-    """Export `run` (what `pretrain` left) as the bundle `out`; raises CheckpointError or ExportError in words."""
+def export_run(
+    run: str | Path, out: str | Path, version: str = __version__, weight_dtype: str = "float16", frames_from=()
+) -> Path:
+    """Export `run` (what `pretrain` left) as the bundle `out`; raises CheckpointError or ExportError in words.
+
+    frames_from: images or videos of real endoscopy on which ONNX Runtime is compared with PyTorch; without any, rendered
+    frames serve.
+    """
     run = Path(run)
     missing = [name for name in ("config.yaml", "scores.yaml", "depth.pt", "pose.pt") if not (run / name).is_file()]
     if missing:
@@ -38,19 +45,34 @@ def export_run(run: str | Path, out: str | Path, version: str = __version__, wei
         name=config["name"],
         description=config["description"],
         version=version,
-        provenance=provenance(config),
+        provenance=provenance(config) | {"verified_on": [Path(path).name for path in frames_from] or "rendered frames"},
         scores=scores,
-        frames=unseen_frames(),
+        frames=[frame for path in frames_from for frame in read_frames(path)] or unseen_frames(),
         weight_dtype=weight_dtype,
     )
 
 
 def unseen_frames(each: int = 3) -> list[np.ndarray]:
-    """`each` consecutive rendered images (H,W,3) uint8 of every domain;
-    a few images of which no network has seen any.
-    """
+    """`each` consecutive rendered images (H,W,3) uint8 of every domain, which no network has seen."""
     size = (192, 240)
     return [f.rgb for domain in DOMAINS for f in render(domain, each, size, seed=UNSEEN_SEED, detail=512)]
+
+
+def read_frames(path: str | Path, most: int = 6) -> list[np.ndarray]:
+    """Up to `most` uint8 RGB frames of an image, or of a video at even spacing; ExportError when it does not decode."""
+    image = cv2.imread(str(path))
+    if image is not None:
+        return [np.ascontiguousarray(image[..., ::-1])]
+    video, frames = cv2.VideoCapture(str(path)), []
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    wanted = set(np.linspace(0, max(count - 1, 0), most).astype(int).tolist())
+    for number in range(count):
+        good, bgr = video.read()
+        if good and number in wanted:
+            frames.append(np.ascontiguousarray(bgr[..., ::-1]))
+    if not frames:
+        raise ExportError(f"{path} is neither an image nor a video that decodes")
+    return frames
 
 
 def provenance(config: dict) -> dict:

@@ -65,7 +65,7 @@ def _to_recording(sequence, out, depth_every):
     with RecordingWriter(out) as recording:
         for number, frame in sequence:
             stamp = EPOCH_NS + round(frame.stamp * 1e9)
-            _, jpeg = cv2.imencode(".jpg", frame.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+            _, jpeg = cv2.imencode(".jpg", frame.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
             recording.write_camera_info(CAMERA_INFO_TOPIC, frame.camera, stamp, FRAME_ID)
             recording.write_compressed(COMPRESSED_TOPIC, jpeg.tobytes(), stamp, FRAME_ID)
             recording.write_pose(POSE_TOPIC, frame.T_world_camera, stamp)

@@ -221,3 +221,10 @@ def test_a_missing_or_uncalibrated_file_is_named(tmp_path):
     (tmp_path / "zero.yaml").write_text(text)
     with pytest.raises(CameraError, match="zero.yaml: the camera is uncalibrated"):
         load_camera(tmp_path / "zero.yaml")
+
+
+def test_strided_camera_has_the_rays_of_every_nth_pixel():
+    camera = Camera(63, 50, 70.0, 71.0, 30.0, 26.0, "plumb_bob", (-0.1, 0.01, 0.0, 0.0, 0.0))
+    strided = camera.strided(4)
+    assert (strided.width, strided.height) == (16, 13)
+    np.testing.assert_allclose(strided.rays(), camera.rays()[::4, ::4], atol=1e-5)

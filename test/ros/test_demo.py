@@ -65,6 +65,7 @@ def test_the_whole_chain(small, mock, tmp_path, capsys, monkeypatch):
     for title in ("Images and depth", "Point cloud", "Trajectory", "Latency", "Pixels with depth", "Environment"):
         assert f"<h2>{title}</h2>" in page
     assert "mock 0.1.0" in page and "true depth" in page
+    assert f"endomust demo --out {out} --recording {small} --bundle {mock}" in page, "what to type to do this again"
     assert sorted(p.name for p in out.iterdir()) == ["node.log", "recording.mcap", "report.html"]
 
 

@@ -1,4 +1,4 @@
-"""Arguments of the launch file become what the node understands; the files beside it name real topics and parameters."""
+"""Arguments of the launch file become what the node understands; files beside it name real topics and parameters."""
 
 import ast
 import runpy
