@@ -1,8 +1,8 @@
 """Times the node's work on one image outside the networks [ms], beside the usual ways to do it, in the same run.
 
-Message in, message out; DDS is not timed. The usual ways are what most Python nodes do: images are copied in and out in
-the manner of cv_bridge, depth is resized after the inversion, and the cloud is built by numpy with a mesh grid for every
-image, or by a Python loop that packs one point at a time.
+Message in, message out; DDS is not timed. The usual ways are what most Python nodes do: images are copied in and out as
+cv_bridge does, depth is resized after the inversion, and the cloud is built by numpy with a mesh grid for every image,
+or by a Python loop that packs one point at a time.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Ours:
         self._world, self._stride = world, stride
         self._depth = self._cloud = None
         self._odometry = Odometry()
-        self._rays = messages.ray_planes(world.camera, stride)
+        messages.ray_planes(world.camera, stride)  # made once for a calibration
 
     def rgb(self) -> np.ndarray:
         return messages.image_to_rgb(self._world.message)
@@ -82,8 +82,8 @@ class Ours:
         return self._depth
 
     def cloud_message(self, depth: np.ndarray, rgb: np.ndarray) -> PointCloud2:
-        s, header = self._stride, self._world.message.header
-        self._cloud = messages.cloud_message(depth[::s, ::s], rgb[::s, ::s], self._rays, header, self._cloud)
+        camera, header = self._world.camera, self._world.message.header
+        self._cloud = messages.cloud_message(depth, rgb, camera, header, self._cloud, self._stride)
         return self._cloud
 
     def odometry_message(self):

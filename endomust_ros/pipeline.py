@@ -193,11 +193,9 @@ class Pipeline:
     def _publish_cloud(self, depth, rgb, grid, stamp: float, header: Header, p: Parameters) -> None:
         if not (p.points_enable and self._outputs.wanted("points") and self._cloud_is_due(stamp, p.points_max_rate)):
             return
-        self._last_cloud, s = stamp, p.points_stride
-        picture = messages.matched(rgb, depth.shape)
-        rays = messages.ray_planes(grid, s)
-        spare = self._outputs.spare("points")
-        message = messages.cloud_message(depth[::s, ::s], picture[::s, ::s], rays, header, spare)
+        self._last_cloud = stamp
+        picture, spare = messages.matched(rgb, depth.shape), self._outputs.spare("points")
+        message = messages.cloud_message(depth, picture, grid, header, spare, p.points_stride)
         self._outputs.publish("points", message, keep=True)
 
     def _cloud_is_due(self, stamp: float, rate: float) -> bool:

@@ -23,8 +23,8 @@ def export_run(
 ) -> Path:
     """Export `run` (what `pretrain` left) as the bundle `out`; raises CheckpointError or ExportError in words.
 
-    frames_from: images or videos of real endoscopy on which ONNX Runtime is compared with PyTorch; without any, rendered
-    frames serve.
+    frames_from: images or videos of real endoscopy on which ONNX Runtime is compared with PyTorch; without any,
+    rendered frames serve.
     """
     run = Path(run)
     missing = [name for name in ("config.yaml", "scores.yaml", "depth.pt", "pose.pt") if not (run / name).is_file()]

@@ -287,7 +287,7 @@ def test_data_is_an_array_of_bytes_which_every_distribution_sends_fast():
 
 
 def _cloud(depth, rgb, camera=CAMERA, into=None):
-    return messages.cloud_message(depth, rgb, messages.ray_planes(camera), HEADER, into)
+    return messages.cloud_message(depth, rgb, camera, HEADER, into)
 
 
 def _points(message) -> np.ndarray:
@@ -326,6 +326,13 @@ def test_a_pixel_without_a_ray_gives_no_point():
     assert missing.any() and not missing.all()
     points = _points(_cloud(np.full((12, 16), 0.1, np.float32), PICTURE, wide))
     assert np.isnan(points[missing][:, :3]).all() and np.isfinite(points[~missing]).all()
+
+
+@pytest.mark.parametrize("stride", [2, 3, 5])
+def test_a_thinned_cloud_is_every_nth_point_of_the_full_one(stride):
+    full = _points(_cloud(DEPTH, PICTURE)).view(np.uint32)[::stride, ::stride]
+    thin = messages.cloud_message(DEPTH, PICTURE, CAMERA, HEADER, stride=stride)
+    assert np.array_equal(_points(thin).view(np.uint32), full)
 
 
 def test_cloud_agrees_with_sensor_msgs_py():
