@@ -3,13 +3,13 @@
 ros2 launch endomust_ros depth.launch.py image_topic:=/endoscope/image_raw rviz:=true
 """
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from endomust_core.resources import share
 from endomust_ros.launching import ARGUMENTS, environment, node_parameters, remappings, truth
-from launch import LaunchDescription
 
 
 def start(context):

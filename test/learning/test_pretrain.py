@@ -1,4 +1,4 @@
-"""Supervised pretraining: augmentation keeps geometry true, losses have known values, a stopped run goes on bit by bit."""
+"""Supervised pretraining: geometry survives augmentation, losses have known values, a stopped run goes on exactly."""
 
 from dataclasses import replace
 
