@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Look:
-    """Photometry of one sequence; `domains.py` draws it. Lengths in mm, times in frames of auto-exposure lag."""
+    """Photometry of one sequence; `domains` draws it. Lengths in mm, times in frames of auto-exposure lag."""
 
     lights: tuple = ((2.5, 0.5, 0.0), (-2.5, 0.5, 0.0))  # positions in the camera frame
     spot: float = 1.5  # emission falls as cos^spot off the axis

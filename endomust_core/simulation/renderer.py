@@ -20,7 +20,7 @@ MM = 1e-3
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything one sequence needs; `domains.py` draws it from a seed.
+    """Everything one sequence needs; `domains` draws it from a seed.
 
     `appearance` maps are albedo RGB, two bump slopes, gloss.
     """
