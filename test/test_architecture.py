@@ -17,7 +17,12 @@ ONE_FILE_EACH = {  # heavy library → the only files that may import it
     "tensorrt": {"endomust_core/backends/tensorrt.py"},
     "rosbags": {"endomust_core/recording.py"},
 }
-PRINTING = {"endomust_core/cli.py", "endomust_ros/player.py", "endomust_ros/demo.py"}  # the commands; the rest logs
+PRINTING = {  # the commands; the rest logs
+    "endomust_core/cli.py",
+    "endomust_core/simulation/check.py",
+    "endomust_ros/demo.py",
+    "endomust_ros/player.py",
+}
 BELOW_ROS = {"learning", "simulation", "cli"}  # parts of endomust_core that endomust_ros never imports
 
 
