@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("run", type=Path, help="folder that pretrain wrote")
     add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     add.add_argument("--frames", type=Path, nargs="*", default=[], help="images or videos to verify on (rendered)")
+    add.add_argument("--note", default="", help="what else a user must know of the run; goes into the manifest")
     add.add_argument("--version", default=__version__, help=f"of the bundle (default {__version__})")
     add.add_argument("--weights", choices=("float16", "float32"), default="float16", help="how they are stored")
 
@@ -189,7 +190,7 @@ def export_command(options: argparse.Namespace) -> None:
     """Run folder → bundle, verified against PyTorch."""
     from endomust_core.learning.release import export_run
 
-    bundle = export_run(options.run, options.out, options.version, options.weights, options.frames)
+    bundle = export_run(options.run, options.out, options.version, options.weights, options.frames, options.note)
     print(f"{bundle}: verified against PyTorch; endomust info {bundle} says what it holds")
 
 

@@ -19,12 +19,17 @@ UNSEEN_SEED = 500  # of the frames on which ONNX Runtime is compared with PyTorc
 
 
 def export_run(
-    run: str | Path, out: str | Path, version: str = __version__, weight_dtype: str = "float16", frames_from=()
+    run: str | Path,
+    out: str | Path,
+    version: str = __version__,
+    weight_dtype: str = "float16",
+    frames_from=(),
+    note: str = "",
 ) -> Path:
     """Export `run` (what `pretrain` left) as the bundle `out`; raises CheckpointError or ExportError in words.
 
     frames_from: images or videos of real endoscopy on which ONNX Runtime is compared with PyTorch; without any,
-    rendered frames serve.
+    rendered frames serve. note: a sentence for the manifest, on what the configuration does not say.
     """
     run = Path(run)
     missing = [name for name in ("config.yaml", "scores.yaml", "depth.pt", "pose.pt") if not (run / name).is_file()]
@@ -37,6 +42,7 @@ def export_run(
     scores = yaml.safe_load((run / "scores.yaml").read_text())
     depth, _ = load_checkpoint(run / "depth.pt", "depth")
     pose, _ = load_checkpoint(run / "pose.pt", "pose")
+    origin = provenance(config) | {"verified_on": [Path(path).name for path in frames_from] or "rendered frames"}
     return export_bundle(
         depth,
         pose,
@@ -45,7 +51,7 @@ def export_run(
         name=config["name"],
         description=config["description"],
         version=version,
-        provenance=provenance(config) | {"verified_on": [Path(path).name for path in frames_from] or "rendered frames"},
+        provenance=origin | {"note": note} if note else origin,
         scores=scores,
         frames=[frame for path in frames_from for frame in read_frames(path)] or unseen_frames(),
         weight_dtype=weight_dtype,
