@@ -59,7 +59,12 @@ def run(arguments: list[str]) -> int | None:
         return 2
     if name in FORWARDED and name == arguments[0]:
         return COMMANDS[name](arguments[1:])
-    options = parser().parse_args(arguments)
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and "overrides" in options and all("=" in text and not text.startswith("-") for text in rest):
+        options.overrides += rest  # argparse takes a list of words in one place only; KEY=VALUE may also follow --out
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
     return COMMANDS[options.command](options)
 
 

@@ -152,3 +152,17 @@ def test_a_fault_keeps_its_traceback_and_exits_1(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "info", lambda _: {}["fault"])
     assert cli.main(["info"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [("depth.steps=5", "--out", "run"), ("--out", "run", "depth.steps=5")])
+def test_overrides_may_stand_before_and_after_the_options(order, monkeypatch):
+    seen = []
+    monkeypatch.setitem(cli.COMMANDS, "pretrain", seen.append)
+    cli.main(["pretrain", "config.yaml", *order])
+    assert seen[0].overrides == ["depth.steps=5"] and seen[0].out == Path("run")
+
+
+def test_a_stray_word_is_still_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "config.yaml", "--out", "run", "--fast"])
+    assert "unrecognized arguments: --fast" in capsys.readouterr().err
