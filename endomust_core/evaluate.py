@@ -24,9 +24,9 @@ def centre_is_far(rgb):
 
 
 def inverse_square_brightness(rgb):
-    """A lamp at the camera lights as 1/z²: depth is brightness^(-1/2)."""
+    """A lamp at the camera lights as 1/z²: depth is light^(-1/2), light being the display value to the power 2.2."""
     luminance = rgb @ np.array((0.299, 0.587, 0.114), np.float32) / 255
-    return 1 / np.sqrt(np.maximum(luminance, 0.02))
+    return np.maximum(luminance, 0.02) ** (-2.2 / 2)
 
 
 BASELINES = {
