@@ -40,20 +40,22 @@ def evaluate(estimator, samples, scaling="median", progress=None):
     """Score the estimator and every baseline on the samples.
 
     Returns {predictor: {group: {abs_rel, sq_rel, rmse, rmse_log, a1, a2, a3, scale_std, images}}} with the group
-    "all" last. Lengths in
-    metres. Every image is taken alone (the estimator is reset).
-    scaling: "median" or "none" (metric); baselines are always scaled.
+    "all" last; lengths in metres. scaling: "median" or "none" (metric); baselines are always scaled.
     """
-    predictors = {"model": lambda rgb: estimator.estimate(rgb).depth, **BASELINES}
-    found = {name: {} for name in predictors}
+
+    def model(rgb):
+        estimator.reset()  # every image is taken alone
+        return estimator.estimate(rgb).depth
+
+    predictors = {"model": model, **BASELINES}
+    found, total = {name: {} for name in predictors}, len(samples)
     for number, sample in enumerate(samples, 1):
         for name, predict in predictors.items():
-            estimator.reset()
             way = scaling if name == "model" else "median"
             metrics = depth_metrics(predict(sample.rgb), np.nan_to_num(sample.depth), *RANGE, scaling=way)
             found[name].setdefault(sample.group, []).append(metrics)
         if progress:
-            progress(number, len(samples))
+            progress(number, total)
     return {name: _summary(groups) for name, groups in found.items()}
 
 

@@ -11,11 +11,9 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its truth: rgb (H, W, 3) uint8; depth (H, W) float32 [m], NaN where unknown;
-    name tells where it came from.
-    """
+    """One image with its truth: rgb (H, W, 3) uint8; depth (H, W) float32 [m], NaN where unknown."""
 
-    name: str
+    name: str  # where it came from
     group: str  # sequence, scene or domain: what scores are averaged over
     rgb: np.ndarray
     depth: np.ndarray

@@ -67,8 +67,9 @@ def cut(images, view, size, mode="bilinear"):
 
 
 class Colour:
-    """A random photometric change per sample, applied alike to every image of that sample:
-    gain, gamma, colour mixing, noise, blur.
+    """A random photometric change per sample, the same for every image of that sample.
+
+    Gain, gamma, colour mixing, noise and blur.
     """
 
     def __init__(self, batch, strength, generator):

@@ -1,5 +1,6 @@
-"""Configuration files: YAML and key=value overrides into nested frozen dataclasses;
-an unknown key is an error that names the nearest.
+"""Configuration files: YAML and key=value overrides into nested frozen dataclasses.
+
+An unknown key is an error that names the nearest.
 """
 
 import dataclasses

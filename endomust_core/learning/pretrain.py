@@ -1,7 +1,6 @@
-"""Trains a depth and a pose network on rendered scenes with their truth and exports a bundle:
-the stand-in for a foundation model.
+"""Trains a depth and a pose network on rendered scenes with their truth: the stand-in for a foundation model.
 
-Render (once, kept) → depth network → pose network → scores on scenes never seen → bundle. Every stage can be
+Render (once, kept) → depth network → pose network → scores on scenes never seen. Every stage can be
 interrupted and resumed; the batch of a step depends on the seed and the step alone.
 """
 
@@ -75,8 +74,9 @@ class PretrainConfig:
 
 
 class Views:
-    """All views of a set of scene files in memory;
-    even rows are the earlier view of a pair, the next row the later one.
+    """All views of a set of scene files in memory.
+
+    Even rows are the earlier view of a pair, the next row the later one.
     """
 
     def __init__(self, files):
@@ -237,8 +237,9 @@ def score_depth(network, views, size):
 
 @torch.no_grad()
 def score_pose(network, views, size):
-    """Median errors over pairs: rotation [rad], translation relative to its length, focal length relative;
-    and what rest would score.
+    """Median errors over pairs, and what assuming rest would score.
+
+    Rotation [rad], translation relative to its length, focal length relative.
     """
     network.eval()
     rotation, translation, resting, focal = [], [], [], []
@@ -262,11 +263,10 @@ def score_pose(network, views, size):
 
 
 def pretrain(config_path, overrides=(), out=None, workers=None):
-    """Run the whole recipe of a configuration file;
-    returns the folder with depth.pt, pose.pt, scores.yaml and the resolved config.
+    """Run the whole recipe of a configuration file; returns the run's folder.
 
-    out: run folder (default runs/<name>); a run that was interrupted goes on where it stopped.
-    Export is a step of its own.
+    It holds depth.pt, pose.pt, scores.yaml and the resolved config.yaml; export is a step of its own.
+    out: that folder (default runs/<name>); a run that was interrupted goes on where it stopped.
     """
     config = load_config(PretrainConfig, config_path, overrides)
     folder = Path(out or Path("runs") / config.name)

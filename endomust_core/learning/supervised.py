@@ -42,8 +42,9 @@ def rotation_matrix(axis_angle):
 
 
 def motion_field(depth, intrinsics, rotation, translation):
-    """Where a rigid motion carries the pixels. depth B×1×h×w [m]; intrinsics (B, 4) normalised;
-    → B×2×h×w in image widths/heights.
+    """Where a rigid motion carries the pixels: B×2×h×w in image widths and heights.
+
+    depth B×1×h×w [m]; intrinsics (B, 4) normalised; rotation (B, 3, 3), translation (B, 3) [m].
     """
     _, _, height, width = depth.shape
     v, u = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")

@@ -5,6 +5,7 @@ Each file holds rgb (2P, H, W, 3) uint8, depth (2P, H, W) float16 [m], fov (H, W
 float64 [m] and intrinsics (4,) fx/W, fy/H, cx/W, cy/H; rows 2k and 2k+1 are the earlier and the later view of pair k.
 """
 
+import json
 import logging
 import multiprocessing
 import os
@@ -56,10 +57,11 @@ def _make(job):
 def generate(folder, scenes, first_seed, pairs, size, detail=768, workers=None):
     """Render `scenes` (domain → how many) into folder, skipping what is there; returns the sorted list of files.
 
-    Logs progress with ETA.
+    Logs progress with ETA. Raises ValueError where the folder was made with other pairs, size or detail.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _check_request(folder / "request.json", {"pairs": pairs, "size": list(size), "detail": detail})
     jobs = [
         (folder / f"{domain}-{first_seed + i}.npz", domain, first_seed + i, pairs, tuple(size), detail)
         for domain, count in scenes.items()
@@ -74,3 +76,12 @@ def generate(folder, scenes, first_seed, pairs, size, detail=768, workers=None):
                 left = (time.monotonic() - begin) / done * (len(todo) - done)
                 log.info("rendered %d of %d scenes, %d s left", done, len(todo), left)
     return sorted(job[0] for job in jobs)
+
+
+def _check_request(record, request):
+    """Scenes are told apart by domain and seed alone, so one folder holds views of one kind."""
+    if record.exists() and (found := json.loads(record.read_text())) != request:
+        raise ValueError(
+            f"{record.parent} holds views made with {found}, not {request}; remove it or choose another folder"
+        )
+    record.write_text(json.dumps(request))

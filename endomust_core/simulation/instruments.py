@@ -1,6 +1,4 @@
-"""Laparoscopic instruments: shaft, wrist and two jaws as moving capsules, met by rays in closed form. Units:
-mm, frames of motion in s.
-"""
+"""Laparoscopic instruments: shaft, wrist and two jaws as moving capsules, met by rays in closed form. Units: mm, s."""
 
 import math
 from dataclasses import dataclass

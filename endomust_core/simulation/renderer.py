@@ -41,11 +41,10 @@ class Scene:
 class Frame:
     """One rendered image with its truth. Arrays are numpy; H x W is the image size.
 
-    rgb (H, W, 3) uint8; depth (H, W) float32 [m] along the optical axis; albedo, shading (H, W, 3) float32 linear
-    (rgb before sensor = albedo * shading + specular); normal (H, W, 3) in the camera frame; flow (H, W, 2) [pixels]
-    to the next
-    frame, visible (H, W) bool: that point is seen there too;
-    instrument, fov (H, W) bool; T_world_camera (4, 4) [m]; stamp [s].
+    rgb (H, W, 3) uint8; depth (H, W) float32 [m] along the optical axis; albedo, shading (H, W, 3) and specular (H, W)
+    float32 linear: the sensor receives white balance * (albedo * shading + specular), behind smoke if there is any;
+    normal (H, W, 3) in the camera frame; flow (H, W, 2) [pixels] to the next frame and depth_next (H, W) [m], the
+    depth which that point has there; instrument, fov (H, W) bool; T_world_camera (4, 4) [m]; stamp [s].
     """
 
     rgb: np.ndarray
@@ -181,11 +180,12 @@ class Renderer:
         rgb = optics.develop(look, linear * self.gain, flow, self.fov, self.generator)
 
         hwc = lambda a: a.permute(1, 2, 0).cpu().numpy()  # noqa: E731
+        seen = self.gain * self.vignette
         T = pose.double().cpu().numpy()
         T[:3, 3] *= MM
         return Frame(
             rgb=rgb.cpu().numpy(), depth=(depth.view(height, width) * MM).cpu().numpy(), albedo=hwc(albedo),
-            shading=hwc(shading * self.gain * self.vignette), specular=(specular[0] * self.gain).cpu().numpy(),
+            shading=hwc(shading * seen), specular=(specular[0] * seen).cpu().numpy(),
             normal=(geometric @ rotation).view(height, width, 3).cpu().numpy(), flow=flow.cpu().numpy(),
             depth_next=(depth_next * MM).cpu().numpy(), instrument=(part > 0).view(height, width).cpu().numpy(),
             fov=(self.fov > 0.5).cpu().numpy(), T_world_camera=T, stamp=t, camera=self.camera,

@@ -33,8 +33,9 @@ class Tube:
     def __init__(
         self, radius_map, length, radius, bend=(0.0, 1.0, 0.0, 1.0), pulse=(0.0, 1.0, 0.0), turbinates=(), lipschitz=0.6
     ):
-        """radius_map (V, U) [mm] over (z, theta); bend: amplitude and period of x, then of y; pulse:
-        amplitude, wavelength, Hz.
+        """radius_map (V, U) [mm] over (z, theta).
+
+        bend: amplitude and period of x, then of y [mm]; pulse: amplitude (share of r), wavelength [mm], rate [Hz].
         """
         self.radius_map = Texture(radius_map[None])
         self.length, self.radius, self.bend, self.pulse = length, radius, bend, pulse

@@ -44,6 +44,8 @@ def test_generate_makes_each_scene_once(tmp_path):
     first = generate(tmp_path, {"sinus": 1}, 3, 1, (64, 80), detail=128, workers=1)
     stamp = first[0].stat().st_mtime_ns
     assert generate(tmp_path, {"sinus": 1}, 3, 1, (64, 80), detail=128, workers=1)[0].stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="made with .*'pairs': 1.* remove it"):
+        generate(tmp_path, {"sinus": 1}, 3, 2, (64, 80), detail=128, workers=1)
     scene = np.load(first[0])
     assert scene["rgb"].shape == (2, 64, 80, 3) and scene["depth"].dtype == np.float16
     assert np.linalg.norm(scene["T_world_camera"][1] - scene["T_world_camera"][0]) > 1e-5  # the two views differ

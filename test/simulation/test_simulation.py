@@ -69,6 +69,16 @@ def test_images_are_plausible(sequences, domain):
     assert light[near & frame.fov].mean() > light[far & frame.fov].mean()  # inverse-square light
 
 
+def test_albedo_shading_and_specular_make_up_the_image():
+    drawn = renderer("colon", SIZE, 2, detail=256)
+    look, frame = drawn.scene.look, drawn.frame(0)
+    assert not look.smoke
+    linear = (frame.albedo * frame.shading + frame.specular[..., None]) * np.array(look.white_balance)
+    display = 255 * np.clip(linear, 0, 1) ** (1 / look.gamma)
+    middle = frame.fov & (frame.rgb.max(-1) < 190)  # below the knee, where the sensor only blurs and adds noise
+    assert np.median(np.abs(display - frame.rgb)[middle]) < 4
+
+
 def test_same_seed_same_bits_other_seed_other_scene():
     first, again, other = (next(render("colon", 1, SIZE, seed=seed, detail=256)) for seed in (5, 5, 6))
     assert np.array_equal(first.rgb, again.rgb) and np.array_equal(first.depth, again.depth)

@@ -17,8 +17,9 @@ def blend(a, b, weight):
 
 
 def draw_appearance(albedo, bump, gloss, extent, bump_height):
-    """Albedo (3, V, U), bump and gloss (V, U) → mip-mapped map of albedo, bump slopes, gloss;
-    and its texel size [mm].
+    """Maps of albedo (3, V, U), bump and gloss (V, U) → one mip-mapped Texture, and its texel size [mm].
+
+    Its channels are albedo RGB, the two slopes of the bump, gloss.
     """
     rows, columns = bump.shape
     dv, du = extent[0] / rows, extent[1] / columns
@@ -62,8 +63,9 @@ def draw_look(rng, **base):
 
 
 def draw_barrel(rng, focal):
-    """A random barrel distortion k1 that stays invertible out to the corner of a 5:4 image of that focal length /
-    width.
+    """A random barrel distortion k1, or none, for a focal length in image widths.
+
+    It stays invertible out to the corner of a 5:4 image.
     """
     corner2 = (0.5**2 + 0.4**2) / focal**2
     return rng.choice((0.0, -rng.uniform(0.02, 0.10) / corner2))

@@ -83,7 +83,7 @@ def laparo(seed, detail=1024):
     appearance, texel = draw_appearance(albedo, bump, gloss, extent, rng.uniform(0.04, 0.22))
     surface = Plane(height, size, (rng.uniform(0.0, 3.0), rng.uniform(0.2, 0.35)))
 
-    # The camera stands off at 35-95 mm from the mid surface (z about 95), tilted 10-45 degrees, and orbits slowly.
+    # The camera stands off at 40-100 mm from the mid surface (z about 95), tilted 8-45 degrees, and orbits slowly.
     distance, tilt, heading = rng.uniform(40, 100), math.radians(rng.uniform(8, 45)), rng.uniform(0, TAU)
     aim = (rng.uniform(-40, 40), rng.uniform(-40, 40))
     sway, speed, wave = rng.uniform(3, 12), rng.uniform(0.4, 1.0), draw_waves(rng, 6)
