@@ -18,7 +18,7 @@ from pathlib import Path
 
 import rclpy
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 
@@ -47,6 +47,7 @@ START_TIMEOUT = 60.0  # s until the node answers; a busy machine takes its time 
 READY_TIMEOUT = 120.0  # s for the node to load its model
 DISCOVERY = 1.0  # s after which DDS knows who else is there
 CONNECT_TIMEOUT = 15.0  # s until DDS has connected both processes
+SILENT = f"the node runs but does not answer: DDS does not connect two processes here (firewall, {SHARED_MEMORY}?)"
 SILENCE = 1.0  # s without an answer after the last image, until the demo believes that none will come
 CLOUDS_PER_SECOND = 5.0  # a cloud is as large as a depth image; five show enough and keep the recording small
 
@@ -141,6 +142,7 @@ def _play_through_node(
             change_state = node.create_client(ChangeState, f"{NODE}/change_state")
             recorder = Recorder(node, out / "recording.mcap", _recordable())
             try:
+                _become_known(node, process)
                 _request(change_state, Transition.TRANSITION_CONFIGURE, process)
                 _request(change_state, Transition.TRANSITION_ACTIVATE, process)
                 run = _drive(node, reader, image_topic, recorder, process)
@@ -219,11 +221,25 @@ def _recordable() -> list[Topic]:
     return found
 
 
+def _become_known(node: Node, process: NodeProcess) -> None:
+    """Wait until the node knows where to send its answers; before that they are lost, and the requests are not.
+
+    DDS announces readers in the order in which they were made: once a question through this last client is answered,
+    the clients made before it are known too.
+    """
+    client, asked = node.create_client(GetState, f"{NODE}/get_state"), []
+
+    def answered() -> bool:
+        if client.service_is_ready() and (not asked or time.monotonic() - asked[-1][0] > 1.0):
+            asked.append((time.monotonic(), client.call_async(GetState.Request())))
+        return any(future.done() for _, future in asked)
+
+    _wait(answered, START_TIMEOUT, process, SILENT)
+
+
 def _request(change_state, transition: int, process: NodeProcess) -> None:
     """Ask the node for a lifecycle transition; DemoError with its log when it says no or nothing."""
     name = {Transition.TRANSITION_CONFIGURE: "configure", Transition.TRANSITION_ACTIVATE: "activate"}[transition]
-    silent = f"the node runs but does not answer: DDS does not connect two processes here (firewall, {SHARED_MEMORY}?)"
-    _wait(change_state.service_is_ready, START_TIMEOUT, process, silent)
     future = change_state.call_async(ChangeState.Request(transition=Transition(id=transition)))
     _wait(future.done, READY_TIMEOUT, process, f"the node did not {name} within {READY_TIMEOUT:.0f} s")
     if not future.result().success:

@@ -236,7 +236,22 @@ class Probe:
         """The response; `ask_again` repeats a harmless question that met a server which was just coming or going."""
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
-        client = self._clients[name]
+        if not ask_again:
+            self._become_known(name)
+        return self._ask(self._clients[name], name, request, ask_again)
+
+    def _become_known(self, name: str) -> None:
+        """Wait until the server knows where to send the answer; before that it is lost, and the request is not.
+
+        DDS announces readers in the order in which they were made. Once a question through a later client is answered,
+        the server knows the older ones too.
+        """
+        service = f"{name.rpartition('/')[0]}/get_state"
+        client = self.node.create_client(GetState, service)
+        self._ask(client, service, GetState.Request(), ask_again=True)
+        self.node.destroy_client(client)
+
+    def _ask(self, client, name: str, request, ask_again: bool):
         self.wait(client.service_is_ready, f"the service {name}")
         futures = [client.call_async(request)]
         asked = time.monotonic()
