@@ -117,13 +117,39 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, help="folder of the run; one that was stopped goes on (default runs/NAME)")
     add.add_argument("--workers", type=int, help="processes that render (default: one per core)")
 
-    add = commands.add_parser("export", help="a finished pretraining run → a model bundle")
+    add = commands.add_parser("train", help="train on your own videos, without ground truth: the three steps")
+    add.add_argument("config", type=Path, help="such as config/train.yaml")
+    add.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="in place of the file's, as in train.batch=4")
+    add.add_argument("--out", type=Path, help="folder of the run (default runs/NAME)")
+    add.add_argument("--resume", action="store_true", help="go on with the run in that folder, to the bit")
+    add.add_argument("--overfit", type=int, default=0, metavar="N", help="train on N triplets only, as a check")
+
+    add = commands.add_parser("ablate", help="the same training with one thing changed at a time, and a table")
+    add.add_argument("study", type=Path, help="such as config/ablation-tiny.yaml")
+    add.add_argument("--out", type=Path, required=True, help="folder of the runs; finished ones are not repeated")
+    add.add_argument("--only", nargs="*", default=[], metavar="VARIANT", help="these variants only")
+
+    add = commands.add_parser("export", help="a finished pretraining or training run → a model bundle")
     add.add_argument("run", type=Path, help="folder that pretrain wrote")
     add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     add.add_argument("--frames", type=Path, nargs="*", default=[], help="images or videos to verify on (rendered)")
     add.add_argument("--note", default="", help="what else a user must know of the run; goes into the manifest")
     add.add_argument("--version", default=__version__, help=f"of the bundle (default {__version__})")
     add.add_argument("--weights", choices=("float16", "float32"), default="float16", help="how they are stored")
+
+    add = commands.add_parser("convert", help="published weights (EndoMUST, Depth Anything, …) → a bundle")
+    add.add_argument("source", type=Path, help="the folder of the downloaded weights, or the one file")
+    add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    add.add_argument("--frames", type=Path, nargs="*", default=[], help="images or videos to verify on (rendered)")
+    add.add_argument("--size", type=image_size, metavar="WxH", help="of the bundle's images (default: the published)")
+    add.add_argument("--family", help="where the files do not tell, as they will say")
+    add.add_argument("--weights", choices=("float16", "float32"), default="float32", help="how they are stored")
+
+    add = commands.add_parser("fetch", help="download published foundation weights, licence and checksum shown")
+    add.add_argument("name", nargs="?", help="without one: the list")
+    add.add_argument("--to", type=Path, default=Path("weights"), help="folder (default weights)")
+    add.add_argument("--list", action="store_true", help="what there is")
+    add.add_argument("--accept-licence", action="store_true", help="for weights without commercial use")
 
     add = commands.add_parser("evaluate", help="score the depth of a bundle on a data set with ground truth")
     add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
@@ -191,12 +217,46 @@ def pretrain_command(options: argparse.Namespace) -> None:
     print(f"{run}: depth.pt, pose.pt, scores.yaml; endomust export {run} --out BUNDLE makes a bundle of it")
 
 
+def train_command(options: argparse.Namespace) -> None:
+    """Configuration → run folder with the adapted networks."""
+    from endomust_core.learning.train import train
+
+    run = train(options.config, options.overrides, options.out, options.resume, options.overfit)
+    print(f"{run}: depth.pt, pose.pt, pictures/; endomust export {run} --out BUNDLE makes a bundle of it")
+
+
+def ablate_command(options: argparse.Namespace) -> None:
+    """Study → runs of every variant and seed, and their table."""
+    from endomust_core.learning.ablation import ablate, table
+
+    print(table(ablate(options.study, options.out, options.only)), end="")
+
+
 def export_command(options: argparse.Namespace) -> None:
     """Run folder → bundle, verified against PyTorch."""
     from endomust_core.learning.release import export_run
 
     bundle = export_run(options.run, options.out, options.version, options.weights, options.frames, options.note)
     print(f"{bundle}: verified against PyTorch; endomust info {bundle} says what it holds")
+
+
+def convert_command(options: argparse.Namespace) -> None:
+    """Published weights → bundle, and a report of what became of every file."""
+    from endomust_core.learning.convert import convert
+
+    report = convert(options.source, options.out, options.frames, options.size, options.weights, options.family)
+    print(report)
+    print(f"{report.bundle}: verified against PyTorch; endomust info {report.bundle} says what it holds")
+
+
+def fetch_command(options: argparse.Namespace) -> None:
+    """A name → the file of weights, checked."""
+    from endomust_core.learning.foundation import fetch, listing
+
+    if options.list or options.name is None:
+        print(listing())
+        return
+    print(fetch(options.name, options.to, options.accept_licence))
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
@@ -257,7 +317,11 @@ COMMANDS = {
     "play": play_command,
     "demo": demo_command,
     "pretrain": pretrain_command,
+    "train": train_command,
+    "ablate": ablate_command,
     "export": export_command,
+    "convert": convert_command,
+    "fetch": fetch_command,
     "evaluate": evaluate_command,
     "info": info_command,
 }

@@ -6,6 +6,7 @@ half loaded.
 """
 
 import dataclasses
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -15,12 +16,28 @@ import torch
 from torch import nn
 
 from endomust_core.bundle import sha256_of
+from endomust_core.learning.lora import merged_state
+from endomust_core.learning.networks.decomposition import (
+    Decomposition,
+    DecompositionConfig,
+    LightAdjust,
+    LightAdjustConfig,
+)
 from endomust_core.learning.networks.depth import DepthConfig, DepthNetwork
+from endomust_core.learning.networks.flow import AppearanceFlow, FlowConfig, OpticalFlow
 from endomust_core.learning.networks.pose import PoseConfig, PoseNetwork
 from endomust_core.learning.networks.resnet import ResNet18, tile_first_conv
+from endomust_core.learning.networks.unet_depth import UNetDepth
 
 FORMAT = 1
-KINDS = {"depth": (DepthNetwork, DepthConfig), "pose": (PoseNetwork, PoseConfig)}
+KINDS = {
+    "depth": (DepthNetwork, DepthConfig),
+    "pose": (PoseNetwork, PoseConfig),
+    "optical_flow": (OpticalFlow, FlowConfig),
+    "appearance_flow": (AppearanceFlow, FlowConfig),
+    "decomposition": (Decomposition, DecompositionConfig),
+    "light_adjust": (LightAdjust, LightAdjustConfig),
+}
 
 DROP = None
 
@@ -65,9 +82,19 @@ DEPTH_ANYTHING_RULES = (
 DEPTH_ANYTHING_FRESH = (
     r"encoder\.blocks\.\d+\.residual_\..*|depth_head\.conv_depth_\d\..*"  # not in those files: starts fresh
 )
+# The same for `RelativeDepth`, which keeps the published head.
+RELATIVE_DEPTH_RULES = (
+    (r"depth_head\.scratch\.output_conv1\.(.*)", r"depth_head.conv_depth_1.head.0.\1"),
+    (r"depth_head\.scratch\.output_conv2\.0\.(.*)", r"depth_head.conv_depth_1.head.2.\1"),
+    (r"depth_head\.scratch\.output_conv2\.2\.(.*)", r"depth_head.conv_depth_1.head.4.\1"),
+    (r"head\.conv1\.(.*)", r"depth_head.conv_depth_1.head.0.\1"),
+    (r"head\.conv2\.(.*)", r"depth_head.conv_depth_1.head.2.\1"),
+    (r"head\.conv3\.(.*)", r"depth_head.conv_depth_1.head.4.\1"),
+    *DEPTH_ANYTHING_RULES,
+)
 
-# EndoMUST's depth_model.pth, once its LoRA is merged into the weights: our own names, plus the sizes of its training
-# images.
+# The depth_model.pth of EndoMUST and EndoDAC, with the LoRA in it or merged into the weights: our own names, plus the
+# sizes of the training images.
 ENDOMUST_DEPTH_RULES = (
     (r"height|width|use_stereo|encoder\.mask_token", DROP),
     (r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*", DROP),
@@ -81,6 +108,19 @@ ENDOMUST_INTRINSICS_RULES = (
     (r"convs_suqeeze\..*", DROP),
     (r"((focal_length|offsets)_conv\.weight)", r"intrinsics_head.\1"),
 )
+
+# The U-Nets of that family, a file for the encoder and one for the decoder, whose list ends with the four heads (in the
+# decomposition: with the two convolutions of the light branch and the two heads).
+UNET_ENCODER_RULES = ((r"height|width|use_stereo|encoder\.fc\..*", DROP), (r"(encoder\..*)", r"\1"))
+UNET_LEVEL_RULE = (r"(decoder\.\d\..*)", r"decoder.\1")
+UNET_DECODER_RULES = (UNET_LEVEL_RULE, (r"decoder\.1(\d\..*)", r"heads.\1"))
+DECOMPOSITION_RULES = (
+    UNET_LEVEL_RULE,
+    (r"decoder\.1([01]\..*)", r"light.\1"),
+    (r"decoder\.12\.(.*)", r"reflectance_head.\1"),
+    (r"decoder\.13\.(.*)", r"shading_head.\1"),
+)
+LIGHT_ADJUST_RULES = ((r"(decoder\..*)", r"\1"),)
 
 RESNET_RULES = ((r"fc\..*", DROP), (r"((conv1|bn1|layer\d)\..*)", r"\1"))  # torchvision's resnet18
 
@@ -99,10 +139,9 @@ class LoadReport:
     dropped: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (
-            f"{self.source}: loaded {len(self.loaded)} tensors; fresh {len(self.fresh)} ({_few(self.fresh)}); "
-            f"dropped {len(self.dropped)} ({_few(self.dropped)})"
-        )
+        groups = (("fresh", self.fresh), ("dropped", self.dropped))
+        rest = "".join(f"; {word} {len(names)} ({_few(names)})" for word, names in groups if names)
+        return f"{self.source}: loaded {len(self.loaded)} tensors{rest}"
 
 
 def load_depth_anything(network: DepthNetwork, path: str | Path, sha256: str | None = None) -> LoadReport:
@@ -113,29 +152,52 @@ def load_depth_anything(network: DepthNetwork, path: str | Path, sha256: str | N
     CheckpointError.
     """
     state, dropped = rename(read_weights(path, sha256), DEPTH_ANYTHING_RULES, path)
-    return _load(network, fuse_qkv(state, path), DEPTH_ANYTHING_FRESH, dropped, path)
+    return load_state(network, fuse_qkv(state, path), DEPTH_ANYTHING_FRESH, dropped, path)
 
 
 def load_endomust_depth(network: DepthNetwork, path: str | Path, sha256: str | None = None) -> LoadReport:
-    """Load a published EndoMUST depth_model.pth into the `paper` preset, its low-rank updates merged."""
+    """Load a published depth_model.pth (EndoMUST, EndoDAC) into the `paper` preset, its low-rank updates merged."""
     state, dropped = rename(merge_lora(read_weights(path, sha256), path), ENDOMUST_DEPTH_RULES, path)
-    return _load(network, state, None, dropped, path)
+    return load_state(network, state, None, dropped, path)
 
 
-def load_endomust_pose(network: PoseNetwork, folder: str | Path) -> LoadReport:
-    """Load pose_encoder.pth, pose.pth and intrinsics_head.pth of a published folder into the `paper` preset."""
-    folder = Path(folder)
-    files = {
-        "pose_encoder.pth": ENDOMUST_POSE_ENCODER_RULES,
-        "pose.pth": ENDOMUST_POSE_RULES,
-        "intrinsics_head.pth": ENDOMUST_INTRINSICS_RULES,
-    }
-    state, dropped = {}, []
-    for name, rules in files.items():
-        renamed, gone = rename(read_weights(folder / name), rules, folder / name)
-        state |= renamed
-        dropped += gone
-    return _load(network, state, None, dropped, folder)
+def load_endomust_pose(network: PoseNetwork, folder: str | Path, intrinsics: bool = True) -> LoadReport:
+    """Load pose_encoder.pth, pose.pth and intrinsics_head.pth of a published folder into the `paper` preset.
+
+    intrinsics=False is for folders without the third file (AF-SfMLearner, IID-SfMLearner): that head stays as it is.
+    """
+    files = {"pose_encoder.pth": ENDOMUST_POSE_ENCODER_RULES, "pose.pth": ENDOMUST_POSE_RULES}
+    if intrinsics:
+        files["intrinsics_head.pth"] = ENDOMUST_INTRINSICS_RULES
+    return _load_files(network, folder, files, None if intrinsics else r"intrinsics_head\..*")
+
+
+def load_flow(network: OpticalFlow, folder: str | Path) -> LoadReport:
+    """Load position_encoder.pth and position.pth of a published folder; their heads say (dy, dx), ours (dx, dy)."""
+    files = {"position_encoder.pth": UNET_ENCODER_RULES, "position.pth": UNET_DECODER_RULES}
+    return _load_files(network, folder, files, change=swap_flow_channels)
+
+
+def load_appearance(network: AppearanceFlow, folder: str | Path) -> LoadReport:
+    """Load transform_encoder.pth and transform.pth of a published folder."""
+    files = {"transform_encoder.pth": UNET_ENCODER_RULES, "transform.pth": UNET_DECODER_RULES}
+    return _load_files(network, folder, files)
+
+
+def load_decomposition(network: Decomposition, folder: str | Path) -> LoadReport:
+    """Load decompose_encoder.pth and decompose.pth of a published folder (`shading_max` 1, nearest upsampling)."""
+    files = {"decompose_encoder.pth": UNET_ENCODER_RULES, "decompose.pth": DECOMPOSITION_RULES}
+    return _load_files(network, folder, files)
+
+
+def load_light_adjust(network: LightAdjust, folder: str | Path) -> LoadReport:
+    """Load adjust_net.pth of a published folder."""
+    return _load_files(network, folder, {"adjust_net.pth": LIGHT_ADJUST_RULES})
+
+
+def load_unet_depth(network: UNetDepth, folder: str | Path) -> LoadReport:
+    """Load encoder.pth and depth.pth of a published folder (AF-SfMLearner, IID-SfMLearner)."""
+    return _load_files(network, folder, {"encoder.pth": UNET_ENCODER_RULES, "depth.pth": UNET_DECODER_RULES})
 
 
 def load_resnet(encoder: ResNet18, path: str | Path, sha256: str | None = None) -> LoadReport:
@@ -143,15 +205,18 @@ def load_resnet(encoder: ResNet18, path: str | Path, sha256: str | None = None) 
     state, dropped = rename(read_weights(path, sha256), RESNET_RULES, path)
     if "conv1.weight" in state:
         state["conv1.weight"] = tile_first_conv(state["conv1.weight"], encoder.images)
-    return _load(encoder, state, None, dropped, path)
+    return load_state(encoder, state, None, dropped, path)
 
 
 def save_checkpoint(path: str | Path, network: nn.Module, meta: dict | None = None) -> Path:
     """Write a network with its config and `meta` (numbers, strings, lists, dicts, tensors) to one file, atomically.
 
-    The file is read back before it takes its name, so a checkpoint that exists can be loaded.
+    The file is read back before it takes its name, so a checkpoint that exists can be loaded. Raises CheckpointError
+    for a network of another kind, and for one whose adapters are not merged.
     """
     path = Path(path)
+    if any(".lora_" in name for name in network.state_dict()):
+        raise CheckpointError(f"the network for {path} still has its adapters; save lora.merge(network) instead")
     content = {
         "format": FORMAT,
         "kind": _kind_of(network),
@@ -192,8 +257,31 @@ def load_checkpoint(path: str | Path, kind: str) -> tuple[nn.Module, dict]:
         raise CheckpointError(
             f"{path} was written with another {kind} config ({error}); train or convert it again"
         ) from error
-    _load(network, content["state_dict"], None, (), path)
+    load_state(network, content["state_dict"], None, (), path)
     return network.eval(), content["meta"]
+
+
+def load_state(network: nn.Module, state: dict, fresh_pattern: str | None, dropped, source: str | Path) -> LoadReport:
+    """Load strictly: names and shapes must be the network's own, apart from those that may stay fresh."""
+    own = network.state_dict()
+    fresh = [name for name in own if name not in state and fresh_pattern and re.fullmatch(fresh_pattern, name)]
+    missing = [
+        name for name in own if name not in state and name not in fresh and not name.endswith("num_batches_tracked")
+    ]
+    extra = [name for name in state if name not in own]
+    shapes = [
+        f"{name} is {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the network"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    found = [f"{len(names)} {what} ({_few(names)})" for what, names in
+             (("missing", missing), ("unexpected", extra), ("of another shape", shapes)) if names]  # fmt: skip
+    if found:
+        raise CheckpointError(
+            f"{source} does not fit the network: {'; '.join(found)}. Choose the preset the file was made for"
+        )
+    network.load_state_dict(own | state, strict=True)
+    return LoadReport(str(source), tuple(state), tuple(fresh), tuple(dropped))
 
 
 def read_weights(path: str | Path, sha256: str | None = None) -> dict:
@@ -244,15 +332,45 @@ def rename(state: dict, rules: tuple, source: str | Path = "state dict") -> tupl
 
 def merge_lora(state: dict, source: str | Path = "state dict") -> dict:
     """Add the published low-rank updates to their weights: W + (B ⊙ V)(A ⊙ U); A is r×i, B o×r, U r×1, V o×1. Exact."""
-    merged = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
     for layer in {name.split(".lora_")[0] for name in state if ".lora_" in name}:
         needed = [f"{layer}.weight", *(f"{layer}.lora_{part}" for part in "ABUV")]
         missing = [name for name in needed if name not in state]
         if missing:
             raise CheckpointError(f"{source} lacks {_few(missing)}; it was not trained with EndoMUST's DV-LoRA")
-        weight, a, b, u, v = (state[name] for name in needed)
-        merged[f"{layer}.weight"] = weight + (b * v) @ (a * u)
-    return merged
+    return merged_state(state)
+
+
+def swap_flow_channels(state: dict) -> dict:
+    """Exchange the two rows of every flow head: (dy, dx) → (dx, dy)."""
+    return {name: tensor.flip(0) if name.startswith("heads.") else tensor for name, tensor in state.items()}
+
+
+def depth_config_of(state: dict, base: DepthConfig, source: str | Path = "state dict") -> DepthConfig:
+    """The config that a depth network's state dict (in our names) was made with, as far as its shapes tell.
+
+    Heads are 64 wide in all published transformers. `base` gives what shapes do not: depth range, normalisation; the
+    taps are the last four blocks. Raises CheckpointError where a name is missing that tells a size.
+    """
+    blocks = {int(match[1]) for name in state if (match := re.match(r"encoder\.blocks\.(\d+)\.norm1\.", name))}
+    necks = sorted(int(m[1]) for name in state if (m := re.match(r"encoder\.blocks\.(\d+)\.residual_\.conv1", name)))
+    try:
+        dim, tokens = state["encoder.cls_token"].shape[-1], state["encoder.pos_embed"].shape[1]
+        return dataclasses.replace(
+            base,
+            dim=dim,
+            blocks=len(blocks),
+            heads=max(1, dim // 64),
+            features=state["depth_head.scratch.layer1_rn.weight"].shape[0],
+            out_channels=tuple(state[f"depth_head.projects.{i}.weight"].shape[0] for i in range(4)),
+            taps=tuple(range(len(blocks)))[-4:],
+            necks=tuple(necks),
+            neck_dim=state[f"encoder.blocks.{necks[0]}.residual_.conv1.weight"].shape[0] if necks else 0,
+            pos_grid=math.isqrt(tokens - 1),
+            patch_stem="linear",
+            head_channels=state["depth_head.conv_depth_1.head.2.weight"].shape[0],
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{source} is incomplete ({error}); fetch it again") from error
 
 
 def fuse_qkv(state: dict, source: str | Path = "state dict") -> dict:
@@ -267,27 +385,14 @@ def fuse_qkv(state: dict, source: str | Path = "state dict") -> dict:
     return fused
 
 
-def _load(network: nn.Module, state: dict, fresh_pattern: str | None, dropped, source: str | Path) -> LoadReport:
-    """Load strictly: names and shapes must be the network's own, apart from those that may stay fresh."""
-    own = network.state_dict()
-    fresh = [name for name in own if name not in state and fresh_pattern and re.fullmatch(fresh_pattern, name)]
-    missing = [
-        name for name in own if name not in state and name not in fresh and not name.endswith("num_batches_tracked")
-    ]
-    extra = [name for name in state if name not in own]
-    shapes = [
-        f"{name} is {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the network"
-        for name, tensor in state.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    found = [f"{len(names)} {what} ({_few(names)})" for what, names in
-             (("missing", missing), ("unexpected", extra), ("of another shape", shapes)) if names]  # fmt: skip
-    if found:
-        raise CheckpointError(
-            f"{source} does not fit the network: {'; '.join(found)}. Choose the preset the file was made for"
-        )
-    network.load_state_dict(own | state, strict=True)
-    return LoadReport(str(source), tuple(state), tuple(fresh), tuple(dropped))
+def _load_files(network, folder, files: dict[str, tuple], fresh=None, change=None) -> LoadReport:
+    """Load several files of a folder, each through its table, as one; `change` is applied to the renamed state dict."""
+    folder, state, dropped = Path(folder), {}, []
+    for name, rules in files.items():
+        renamed, gone = rename(read_weights(folder / name), rules, folder / name)
+        state |= renamed
+        dropped += gone
+    return load_state(network, change(state) if change else state, fresh, dropped, folder)
 
 
 def _kind_of(network: nn.Module) -> str:

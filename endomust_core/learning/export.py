@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth
-from endomust_core.learning.networks.pose import PoseNetwork
+from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth, resize
+from endomust_core.learning.networks.pose import Pose, PoseNetwork
+from endomust_core.learning.networks.relative_depth import RelativeDepth
+from endomust_core.learning.networks.unet_depth import UNetDepth
 from endomust_core.learning.networks.vit import PATCH
 
 OPSET = 17  # LayerNormalization as one node; in every ONNX Runtime since 1.13 and TensorRT since 8.6
 TOLERANCE = 1e-4  # ONNX Runtime against PyTorch, relative
 SMALL = 1024  # bytes; smaller tensors (norms, biases) stay float32
+STRIDE = 32  # of the coarsest map of the convolutional networks
 VERSION = "0.1.0"
 
 log = logging.getLogger(__name__)
@@ -36,34 +40,49 @@ class ExportError(RuntimeError):
 
 
 class DepthGraph(nn.Module):
-    """uint8 RGB 1×H×W×3 → inverse depth 1×H×W [1/m]."""
+    """uint8 RGB 1×H×W×3 → inverse depth 1×H×W [1/m]; of a RelativeDepth network up to scale and offset.
 
-    def __init__(self, network: DepthNetwork, size: tuple[int, int]):
+    encoder_size: what the network resizes the image to first; its answer has the size of the image all the same.
+    """
+
+    def __init__(
+        self,
+        network: DepthNetwork | UNetDepth,
+        size: tuple[int, int],
+        encoder_size: tuple[int, int] | None = None,
+    ):
         super().__init__()
-        self.network = network
-        network.encoder.bake_position((size[0] // PATCH, size[1] // PATCH))
+        self.network, self.size, self.encoder_size = network, tuple(size), encoder_size
+        if isinstance(network, DepthNetwork):
+            height, width = encoder_size or size
+            network.encoder.bake_position((height // PATCH, width // PATCH))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        disparity = self.network(image.permute(0, 3, 1, 2).float() / 255.0, scales=(0,))[0]
+        rgb = image.permute(0, 3, 1, 2).float() / 255.0
+        if self.encoder_size:
+            rgb = resize(rgb, self.encoder_size)
+        disparity = self.network(rgb, scales=(0,), size=self.size)[0][:, 0]
+        if isinstance(self.network, RelativeDepth):
+            return disparity
         config = self.network.config
-        return inverse_depth(disparity[:, 0], config.min_depth, config.max_depth)
+        return inverse_depth(disparity, config.min_depth, config.max_depth)
 
 
 class PoseGraph(nn.Module):
-    """uint8 RGB 1×2×H×W×3, previous and current → rotation 1×3 [rad], translation 1×3 [m], intrinsics 1×4."""
+    """uint8 RGB 1×2×H×W×3, previous and current → rotation 1×3 [rad], translation 1×3 [m], intrinsics 1×4 if any."""
 
-    def __init__(self, network: PoseNetwork):
+    def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pair = images.permute(0, 1, 4, 2, 3).float() / 255.0
-        return tuple(self.network(pair[:, 0], pair[:, 1]))
+        return tuple(value for value in self.network(pair[:, 0], pair[:, 1]) if value is not None)
 
 
 def export_bundle(
-    depth_network: DepthNetwork,
-    pose_network: PoseNetwork | None,
+    depth_network: DepthNetwork | UNetDepth,
+    pose_network: nn.Module | None,
     out_dir: str | Path,
     size: tuple[int, int],
     name: str,
@@ -76,15 +95,18 @@ def export_bundle(
     licence: str = "Apache-2.0",
     scale_source: str = "rendered sequences",
     metric: bool = False,
+    encoder_size: tuple[int, int] | None = None,
 ) -> Path:
     """Write and verify a bundle; returns its folder.
 
-    size: (H, W) the graphs take, multiples of 14. frames: at least two consecutive uint8 RGB images, used to compare
-    ONNX Runtime with PyTorch. weight_dtype "float16" halves the files: large tensors are stored rounded and cast back
-    to float32 when the graph is loaded, so arithmetic stays float32; what the rounding changes is written into the
+    pose_network: previous, current → Pose, its intrinsics None if it says none. size: (H, W) the graphs take, multiples
+    of 14 (of 32 for a UNetDepth). encoder_size: (H, W), multiples of 14, that the depth graph resizes the image to (in
+    the published EndoMUST 256×320 to 224×280). frames: at least two consecutive uint8 RGB images, used to compare ONNX
+    Runtime with PyTorch. weight_dtype "float16" halves the files: large tensors are stored rounded and cast back to
+    float32 when the graph is loaded, so arithmetic stays float32; what the rounding changes is written into the
     manifest. Raises ExportError.
     """
-    _check_request(size, frames, weight_dtype)
+    _check_request(depth_network, size, encoder_size, frames, weight_dtype)
     out_dir = Path(out_dir)
     frames = [_at_size(frame, size) for frame in frames]
     manifest = {
@@ -100,47 +122,54 @@ def export_bundle(
         "scores": scores,
     }
     if pose_network is not None:
-        manifest["pose"] = _pose_section(size)
+        manifest["pose"] = _pose_section(pose_network, size)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as stage:
         stage = Path(stage)
         facts = {"endomust_bundle": name, "endomust_version": version}
-        report = {"depth": _export_depth(depth_network, stage, size, frames, weight_dtype, facts, manifest)}
+        graph = partial(DepthGraph, size=size, encoder_size=encoder_size)
+        report = {"depth": _export_depth(depth_network, graph, stage, frames, weight_dtype, facts, manifest)}
         if pose_network is not None:
-            report["pose"] = _export_pose(pose_network, stage, size, frames, weight_dtype, facts, manifest)
+            report["pose"] = _export_pose(pose_network, stage, frames, weight_dtype, facts, manifest)
         manifest["verification"] |= report
         _publish(stage, out_dir, manifest)
     log.info("bundle %s: %s", out_dir, report)
     return out_dir
 
 
-def _export_depth(network, stage, size, frames, weight_dtype, facts, manifest) -> dict:
+def _export_depth(network, graph, stage, frames, weight_dtype, facts, manifest) -> dict:
     inputs = [frame[None] for frame in frames]
     nearest, farthest = manifest["depth"]["range_m"]
-    facts = facts | {"output": "inverse depth [1/m]", "range_m": f"{nearest} {farthest}"}
-    exact = DepthGraph(_deployable(network, "float32"), size)
-    rounded = DepthGraph(_deployable(network, weight_dtype), size)
-    return _export_graph(exact, rounded, stage, manifest["depth"], inputs, weight_dtype, facts)
+    relative = isinstance(network, RelativeDepth)
+    meaning = "inverse depth, scale and offset unknown" if relative else "inverse depth [1/m]"
+    facts = facts | {"output": meaning, "range_m": f"{nearest} {farthest}"}
+    exact, rounded = _both(graph, network, weight_dtype)
+    return _export_graph(exact, rounded, stage, manifest["depth"], inputs, weight_dtype, facts, pixelwise=not relative)
 
 
-def _export_pose(network, stage, size, frames, weight_dtype, facts, manifest) -> dict:
+def _export_pose(network, stage, frames, weight_dtype, facts, manifest) -> dict:
     inputs = [np.stack(pair)[None] for pair in zip(frames[:-1], frames[1:], strict=True)]
     facts = facts | {"convention": "T_prev_curr", "output": "rotation [rad], translation [m], fx/W fy/H cx/W cy/H"}
-    exact = PoseGraph(_deployable(network, "float32"))
-    rounded = PoseGraph(_deployable(network, weight_dtype))
+    exact, rounded = _both(PoseGraph, network, weight_dtype)
     return _export_graph(exact, rounded, stage, manifest["pose"], inputs, weight_dtype, facts)
 
 
-def _export_graph(exact, rounded, stage, section, inputs, weight_dtype, facts) -> dict:
+def _both(graph, network, weight_dtype) -> tuple[nn.Module, nn.Module]:
+    """The graph with exact weights and with those that the file will hold; one and the same where these are equal."""
+    exact = graph(_deployable(network, "float32"))
+    return exact, exact if weight_dtype == "float32" else graph(_deployable(network, weight_dtype))
+
+
+def _export_graph(exact, rounded, stage, section, inputs, weight_dtype, facts, pixelwise=True) -> dict:
     """Write one graph into `stage` and compare it with PyTorch on `inputs`; returns what goes into the manifest."""
     path = stage / section["file"]
-    names = list(section["output"].values())
-    trace(rounded, inputs[0], path, section["input"]["name"], names)
+    names = _output_names(section)
+    trace(rounded, inputs[0], path, section["input"]["name"], list(names.values()))
     compress_weights(path, weight_dtype, facts)
-    reference = [_run_torch(rounded, array) for array in inputs]
+    reference = [_run_torch(rounded, array, names) for array in inputs]
     answers = _run_bundle_graph(path, section, inputs)
-    unrounded = [_run_torch(exact, array) for array in inputs]
-    error = largest_difference(answers, reference)
+    unrounded = reference if exact is rounded else [_run_torch(exact, array, names) for array in inputs]
+    error = largest_difference(answers, reference, pixelwise)
     if not error <= TOLERANCE:  # written so that NaN fails
         raise ExportError(
             f"{section['file']}: ONNX Runtime differs from PyTorch by {error:.1e} (relative, limit "
@@ -148,8 +177,8 @@ def _export_graph(exact, rounded, stage, section, inputs, weight_dtype, facts) -
         )
     return {
         "onnx_vs_pytorch_max_rel": float(f"{error:.2e}"),
-        "weight_rounding_max_rel": float(f"{largest_difference(reference, unrounded):.2e}"),
-        "weight_rounding_mean_rel": float(f"{mean_difference(reference, unrounded):.2e}"),
+        "weight_rounding_max_rel": float(f"{largest_difference(reference, unrounded, pixelwise):.2e}"),
+        "weight_rounding_mean_rel": float(f"{mean_difference(reference, unrounded, pixelwise):.2e}"),
         "parameters": sum(parameter.numel() for parameter in exact.parameters()),
         "bytes": path.stat().st_size,
     }
@@ -231,39 +260,39 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     return network
 
 
-def largest_difference(answers: list[dict], references: list[dict]) -> float:
+def largest_difference(answers: list[dict], references: list[dict], pixelwise: bool = True) -> float:
     """Largest difference of any output on any frame, relative to the output's largest value on that frame's reference.
 
-    For inverse depth, which is positive everywhere, relative to the pixel's own value.
+    For inverse depth, which is positive everywhere, relative to the pixel's own value; not so where it is relative
+    (pixelwise=False), may be zero, and only means something beside the other pixels.
     """
-    return max(_relative(answer, reference).max() for answer, reference in _matched(answers, references)).item()
+    return max(difference.max() for difference in _differences(answers, references, pixelwise)).item()
 
 
-def mean_difference(answers: list[dict], references: list[dict]) -> float:
+def mean_difference(answers: list[dict], references: list[dict], pixelwise: bool = True) -> float:
     """As `largest_difference`, averaged over values, frames and outputs."""
-    return float(np.mean([_relative(answer, reference).mean() for answer, reference in _matched(answers, references)]))
+    return float(np.mean([difference.mean() for difference in _differences(answers, references, pixelwise)]))
 
 
-def _matched(answers, references):
+def _differences(answers, references, pixelwise):
     for answer, reference in zip(answers, references, strict=True):
         for name in reference:
-            yield answer[name], reference[name]
+            yield _relative(answer[name], reference[name], pixelwise)
 
 
-def _relative(answer: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def _relative(answer: np.ndarray, reference: np.ndarray, pixelwise: bool) -> np.ndarray:
     if answer.shape != reference.shape:
         raise ExportError(f"the graph gives {answer.shape} where PyTorch gives {reference.shape}")
     own = np.abs(reference.astype(np.float64))
-    scale = own if reference.ndim == 3 else own.max()
+    scale = own if reference.ndim == 3 and pixelwise else own.max()
     return np.abs(answer.astype(np.float64) - reference) / np.maximum(scale, 1e-12)
 
 
-def _run_torch(graph: nn.Module, array: np.ndarray) -> dict[str, np.ndarray]:
+def _run_torch(graph: nn.Module, array: np.ndarray, names: dict[str, str]) -> dict[str, np.ndarray]:
     with torch.inference_mode():
         outputs = graph.eval()(torch.from_numpy(array))
-    if isinstance(graph, DepthGraph):
-        return {"disparity": outputs.numpy()}
-    return {name: value.numpy() for name, value in zip(("rotation", "translation", "intrinsics"), outputs, strict=True)}
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
 
 
 def _run_bundle_graph(path: Path, section: dict, inputs: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -271,9 +300,7 @@ def _run_bundle_graph(path: Path, section: dict, inputs: list[np.ndarray]) -> li
     from endomust_core.backends import open_network
     from endomust_core.bundle import NetworkSpec, sha256_of
 
-    name, size = section["input"]["name"], tuple(section["input"]["size"])
-    output = section["output"]
-    outputs = {"disparity": output["name"]} if "name" in output else output
+    name, size, outputs = section["input"]["name"], tuple(section["input"]["size"]), _output_names(section)
     backend = open_network(NetworkSpec(path, sha256_of(path), name, size, outputs), threads=1)
     return [
         {ours: answer[theirs] for ours, theirs in outputs.items()}
@@ -281,12 +308,18 @@ def _run_bundle_graph(path: Path, section: dict, inputs: list[np.ndarray]) -> li
     ]
 
 
+def _output_names(section: dict) -> dict[str, str]:
+    """Our names of a graph's outputs → its own."""
+    output = section["output"]
+    return {"disparity": output["name"]} if "name" in output else output
+
+
 def _deployable(network: nn.Module, weight_dtype: str) -> nn.Module:
     """A copy on the CPU in eval mode, batch norms folded, weights rounded as they will be stored."""
     return round_weights(fold_batch_norm(copy.deepcopy(network).cpu().float().eval()), weight_dtype)
 
 
-def _depth_section(network: DepthNetwork, size: tuple[int, int]) -> dict:
+def _depth_section(network: DepthNetwork | UNetDepth, size: tuple[int, int]) -> dict:
     return {
         "file": "depth.onnx",
         "input": {"name": "image", "size": list(size)},
@@ -295,11 +328,12 @@ def _depth_section(network: DepthNetwork, size: tuple[int, int]) -> dict:
     }
 
 
-def _pose_section(size: tuple[int, int]) -> dict:
+def _pose_section(network: nn.Module, size: tuple[int, int]) -> dict:
+    names = Pose._fields if isinstance(network, PoseNetwork) else ("rotation", "translation")
     return {
         "file": "pose.onnx",
         "input": {"name": "images", "size": list(size)},
-        "output": {name: name for name in ("rotation", "translation", "intrinsics")},
+        "output": {name: name for name in names},
         "convention": "T_prev_curr",
     }
 
@@ -317,11 +351,12 @@ def _publish(stage: Path, out_dir: Path, manifest: dict) -> None:
         os.replace(path, out_dir / path.name)
 
 
-def _check_request(size: tuple[int, int], frames: list[np.ndarray], weight_dtype: str) -> None:
+def _check_request(network, size, encoder_size, frames: list[np.ndarray], weight_dtype: str) -> None:
     if weight_dtype not in ("float16", "float32"):
         raise ExportError(f"weight_dtype is {weight_dtype!r}; choose float16 or float32")
-    if len(size) != 2 or any(side <= 0 or side % PATCH for side in size):
-        raise ExportError(f"size {tuple(size)} must be (height, width), both multiples of {PATCH}")
+    step, tested = (PATCH, encoder_size or size) if isinstance(network, DepthNetwork) else (STRIDE, size)
+    if len(size) != 2 or min(size) <= 0 or len(tested) != 2 or any(side <= 0 or side % step for side in tested):
+        raise ExportError(f"size {tuple(tested)} must be (height, width), both multiples of {step}")
     if len(frames) < 2:
         raise ExportError("verification needs at least two consecutive frames; pass some of the validation set")
     for frame in frames:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,11 @@ import yaml
 from endomust_core.learning.augment import Colour, cut, field_stop, random_view
 from endomust_core.learning.checkpoint import save_checkpoint
 from endomust_core.learning.config import load_config
+from endomust_core.learning.losses import masked_mean
 from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth
+from endomust_core.learning.networks.flow import OpticalFlow
 from endomust_core.learning.networks.pose import PoseNetwork
-from endomust_core.learning.supervised import log_depth_losses, motion_losses
+from endomust_core.learning.supervised import log_depth_losses, motion_field, motion_losses
 from endomust_core.metrics import depth_metrics, mean_metrics
 from endomust_core.odometry import so3_log
 from endomust_core.simulation.dataset import generate
@@ -68,6 +70,10 @@ class PretrainConfig:
     validation: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 0, 4))
     test: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 500, 4))
     depth: Training = field(default_factory=Training)
+    # Optical flow as a start for `endomust train`; 0 steps: none.
+    optical_flow: Training = field(
+        default_factory=lambda: Training(steps=0, size=(112, 140), smallest_crop=0.7, stretch=1.2, bfloat16=False)
+    )
     pose: Training = field(
         default_factory=lambda: Training(steps=2000, smallest_crop=0.85, stretch=1.15, colour=0.6, bfloat16=False)
     )
@@ -156,6 +162,34 @@ def pose_losses(network, views, options, seed, step):
         name: {"field": 0.2, "rotation": 0.5, "translation": 0.5, "intrinsics": 2.0}[name] * value
         for name, value in losses.items()
     }
+
+
+def flow_losses(network, views, options, seed, step):
+    """Losses {name: (B,)} of the optical flow against the rigid motion field of true depth and motion, in pixels.
+
+    Instruments and breathing tissue move on their own and are wrong in it; the loss saturates for them.
+    """
+    g = _generator(seed, step)
+    first = 2 * torch.randint(len(views) // 2, (options.batch,), generator=g)
+    swap = (torch.rand(options.batch, generator=g) < 0.5).long()
+    source, target = first + swap, first + 1 - swap
+    view = random_view(options.batch, options.smallest_crop, options.stretch, g)
+    size = tuple(options.size)
+    colour, flicker = Colour(options.batch, options.colour, g), Colour(options.batch, 0.15, g)
+    seen_source, seen_target = (colour(cut(views.images(rows), view, size)) for rows in (source, target))
+    transform = view.mirror(torch.linalg.inv(views.pose[source]) @ views.pose[target]).float()
+    depth = cut(views.depth[target][:, None].float(), view, size, "nearest")
+    mask = (cut(views.fov[target][:, None].float(), view, size, "nearest") > 0.5) & (depth > 1e-3)
+    field = motion_field(depth, view.intrinsics(views.intrinsics[target]), transform[:, :3, :3], transform[:, :3, 3])
+    truth = field * torch.tensor((size[1], size[0]), dtype=torch.float32).view(1, 2, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+        flow = network(flicker(seen_source), seen_target)
+    losses = {}
+    for scale, weight in ((0, 1.0), (1, 0.5), (2, 0.25), (3, 0.125)):
+        whole = torch.nn.functional.interpolate(flow[scale].float(), size=size, mode="bilinear", align_corners=False)
+        error = (whole - truth).norm(dim=1, keepdim=True)
+        losses[f"flow/{scale}"] = weight * masked_mean(8 * torch.nn.functional.softsign(error / 8), mask)
+    return losses
 
 
 def fit(network, losses_of, views, options, seed, folder, kind, check):
@@ -262,6 +296,23 @@ def score_pose(network, views, size):
     }
 
 
+@torch.no_grad()
+def score_flow(network, views, config):
+    """Mean end-point error of the flow on validation pairs [px], and what no motion would score."""
+    network.eval()
+    options, found, still = config.optical_flow, [], []
+    plain = replace(options, batch=8, smallest_crop=1.0, stretch=1.0, colour=0.0, bfloat16=False)
+    for step in range(4):
+        found.append(flow_losses(network, views, plain, 0, step)["flow/0"].mean())
+        still.append(flow_losses(_no_motion, views, plain, 0, step)["flow/0"].mean())
+    return {"saturating_error_px": float(torch.stack(found).mean()), "at_rest_px": float(torch.stack(still).mean())}
+
+
+def _no_motion(source, target):
+    """The flow of a camera at rest, at four scales."""
+    return {scale: torch.zeros_like(target[:, :2]) for scale in range(4)}
+
+
 def pretrain(config_path, overrides=(), out=None, workers=None):
     """Run the whole recipe of a configuration file; returns the run's folder.
 
@@ -300,6 +351,13 @@ def pretrain(config_path, overrides=(), out=None, workers=None):
         lambda network: f"validation: {score_pose(network, sets['validation'], config.pose.size)}",
     )  # fmt: skip
     save_checkpoint(folder / "pose.pt", pose, {"config": _plain(asdict(config.pose))})
+    if config.optical_flow.steps:
+        torch.manual_seed(config.seed)
+        flow = fit(
+            OpticalFlow(config.optical_flow.preset), flow_losses, sets["train"], config.optical_flow, config.seed + 2,
+            folder, "optical_flow", lambda network: f"validation: {score_flow(network, sets['validation'], config)}",
+        )  # fmt: skip
+        save_checkpoint(folder / "optical_flow.pt", flow, {"config": _plain(asdict(config.optical_flow))})
     scores = {
         "depth": score_depth(depth, sets["test"], config.depth.size),
         "pose": score_pose(pose, sets["test"], config.pose.size),

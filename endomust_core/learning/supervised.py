@@ -3,11 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-
-def masked_mean(values, mask):
-    """Mean over the mask of every sample, (B,); 0 where the mask is empty."""
-    mask = mask.to(values.dtype)
-    return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+from endomust_core.learning.geometry import rotation_matrix
+from endomust_core.learning.losses import masked_mean
 
 
 def log_depth_losses(log_depth, true_depth, mask):
@@ -30,15 +27,6 @@ def log_depth_losses(log_depth, true_depth, mask):
         "scale": offset.abs(),
         "gradient": gradient,
     }
-
-
-def rotation_matrix(axis_angle):
-    """Axis times angle (B, 3) → (B, 3, 3), by Rodrigues' formula."""
-    angle = axis_angle.norm(dim=-1).clamp(min=1e-8)[:, None, None]
-    x, y, z = axis_angle.unbind(-1)
-    zero = torch.zeros_like(x)
-    k = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).view(-1, 3, 3) / angle
-    return torch.eye(3, device=k.device) + torch.sin(angle) * k + (1 - torch.cos(angle)) * (k @ k)
 
 
 def motion_field(depth, intrinsics, rotation, translation):

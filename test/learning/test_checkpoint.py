@@ -14,19 +14,30 @@ from endomust_core.learning.checkpoint import (
     ENDOMUST_INTRINSICS_RULES,
     ENDOMUST_POSE_ENCODER_RULES,
     ENDOMUST_POSE_RULES,
+    UNET_DECODER_RULES,
+    UNET_ENCODER_RULES,
     CheckpointError,
+    load_appearance,
     load_checkpoint,
+    load_decomposition,
     load_depth_anything,
     load_endomust_depth,
     load_endomust_pose,
+    load_flow,
+    load_light_adjust,
     load_resnet,
+    load_unet_depth,
     merge_lora,
     rename,
     save_checkpoint,
 )
+from endomust_core.learning.lora import LoraConfig, adapt, merge
+from endomust_core.learning.networks.decomposition import Decomposition, LightAdjust
 from endomust_core.learning.networks.depth import DepthConfig, DepthNetwork
+from endomust_core.learning.networks.flow import AppearanceFlow, OpticalFlow
 from endomust_core.learning.networks.pose import PoseNetwork
 from endomust_core.learning.networks.resnet import ResNet18
+from endomust_core.learning.networks.unet_depth import UNetDepth
 
 OFFICIAL_KEYS = Path(__file__).parents[2] / ".." / "shared" / "checkpoints" / "official_keys.txt"
 SMALL = DepthConfig(
@@ -261,7 +272,96 @@ def test_imagenet_weights_are_tiled_over_the_images(tmp_path):
         assert torch.allclose(pair(torch.cat([image, image], 1))[-1], source(image)[-1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "network"), [("depth", DepthNetwork(SMALL)), ("pose", PoseNetwork("tiny"))])
+# --- the U-Nets of the same folders ---
+
+
+def part_of(state, prefix, replacement=""):
+    return {replacement + name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+
+def save_unet(network, folder, encoder, decoder, heads) -> None:
+    """Two files in the published form; `heads` gives our name of each entry after the ten of the decoder."""
+    state = network.state_dict()
+    classifier = {"encoder.fc.weight": torch.zeros(1000, 512), "encoder.fc.bias": torch.zeros(1000)}
+    torch.save(part_of(state, "encoder.", "encoder.") | classifier, folder / encoder)
+    tensors = part_of(state, "decoder.")
+    for number, name in enumerate(heads, start=10):
+        tensors |= part_of(state, f"{name}.", f"decoder.{number}.")
+    torch.save(tensors, folder / decoder)
+
+
+UNETS = {
+    "optical_flow": (OpticalFlow, load_flow, ("position_encoder.pth", "position.pth"), 2),
+    "appearance_flow": (AppearanceFlow, load_appearance, ("transform_encoder.pth", "transform.pth"), 2),
+    "decomposition": (Decomposition, load_decomposition, ("decompose_encoder.pth", "decompose.pth"), 1),
+    "depth": (UNetDepth, load_unet_depth, ("encoder.pth", "depth.pth"), 1),
+}
+
+
+@pytest.mark.parametrize("kind", UNETS)
+def test_published_unets_load_and_answer_the_same(tmp_path, kind):
+    build, load, files, images = UNETS[kind]
+    make = (lambda: build().eval()) if kind == "depth" else (lambda: build("paper").eval())
+    source, network = make(), make()
+    heads = ("light.0", "light.1", "reflectance_head", "shading_head") if kind == "decomposition" else None
+    save_unet(source, tmp_path, *files, heads or [f"heads.{scale}" for scale in range(4)])
+    report = load(network, tmp_path)
+    assert set(report.dropped) == {"encoder.fc.weight", "encoder.fc.bias"} and not report.fresh
+    pair = torch.rand(images, 1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = network(*pair), source(*pair)
+    outputs = (
+        zip(found, expected, strict=True) if kind == "decomposition" else ((found[i], expected[i]) for i in range(4))
+    )
+    for ours, published in outputs:
+        assert published.std() > 0
+        wanted = published.flip(1) if kind == "optical_flow" else published  # theirs says (dy, dx), ours (dx, dy)
+        assert torch.allclose(ours, wanted, atol=1e-6 * wanted.abs().max().item())
+    (tmp_path / files[0]).unlink()
+    with pytest.raises(CheckpointError, match=f"{files[0]} does not exist"):
+        load(network, tmp_path)
+
+
+def test_light_adjustment_loads(tmp_path):
+    source = randomise(LightAdjust())
+    torch.save(source.state_dict(), tmp_path / "adjust_net.pth")  # published under the same names
+    network = LightAdjust().eval()
+    load_light_adjust(network, tmp_path)
+    difference = torch.rand(1, 3, 16, 20)
+    assert torch.equal(network(difference), source(difference)) and network(difference).std() > 0
+
+
+def test_a_pose_folder_without_intrinsics_keeps_that_head_fresh(tmp_path):
+    state = PoseNetwork("paper").state_dict()
+    torch.save(part_of(state, "encoder.encoder.", "encoder."), tmp_path / "pose_encoder.pth")
+    torch.save(part_of(state, "decoder."), tmp_path / "pose.pth")
+    network = PoseNetwork("paper")
+    with pytest.raises(CheckpointError, match=r"intrinsics_head\.pth does not exist"):
+        load_endomust_pose(network, tmp_path)
+    report = load_endomust_pose(network, tmp_path, intrinsics=False)
+    assert set(report.fresh) == {f"intrinsics_head.{name}_conv.weight" for name in ("focal_length", "offsets")}
+
+
+def test_adapters_are_saved_merged_only(tmp_path):
+    network = DepthNetwork(SMALL)
+    adapt(network, LoraConfig())
+    with pytest.raises(CheckpointError, match="still has its adapters; save lora.merge"):
+        save_checkpoint(tmp_path / "depth.pt", network)
+    save_checkpoint(tmp_path / "depth.pt", merge(network))
+    assert load_checkpoint(tmp_path / "depth.pt", "depth")[0].config == SMALL
+
+
+OWN = [
+    ("depth", DepthNetwork(SMALL)),
+    ("pose", PoseNetwork("tiny")),
+    ("optical_flow", OpticalFlow("tiny")),
+    ("appearance_flow", AppearanceFlow("tiny")),
+    ("decomposition", Decomposition("tiny")),
+    ("light_adjust", LightAdjust()),
+]
+
+
+@pytest.mark.parametrize(("kind", "network"), OWN, ids=[kind for kind, _ in OWN])
 def test_our_own_checkpoint_comes_back_with_config_and_meta(tmp_path, kind, network):
     meta = {"step": 12, "scores": {"abs_rel": 0.1}, "command": ["pretrain", "--seed", "0"]}
     path = save_checkpoint(tmp_path / "runs" / "best.pt", network, meta)
@@ -355,6 +455,25 @@ def test_paper_pose_has_the_published_names_and_shapes():
     assert dropped == ["convs_suqeeze.weight", "convs_suqeeze.bias"]
     encoder, _ = rename(listed("resnet2"), ENDOMUST_POSE_ENCODER_RULES)
     assert len(encoder) == 12 and encoder.items() <= ours.items()  # the list shows the first twelve
+
+
+@needs_list
+def test_unets_have_the_published_names_and_shapes():
+    with torch.device("meta"):
+        networks = {
+            "position": OpticalFlow("paper"),
+            "transform": AppearanceFlow("paper"),
+            "depth(resnet)": UNetDepth(),
+        }
+        decomposition = Decomposition("paper")
+    for section, network in networks.items():
+        ours = {name: shape for name, shape in shapes_of(network).items() if name.startswith(("decoder.", "heads."))}
+        assert rename(listed(f"{section} params"), UNET_DECODER_RULES) == (ours, [])
+    encoder, _ = rename(listed("resnet2"), UNET_ENCODER_RULES)
+    assert len(encoder) == 12 and encoder.items() <= shapes_of(networks["position"]).items()
+    published = {12: (3, 32, 3, 3), 13: (1, 32, 1, 1)}  # of the decomposition's two heads
+    ours = shapes_of(decomposition)
+    assert (ours["reflectance_head.conv.weight"], ours["shading_head.weight"]) == tuple(published.values())
 
 
 def test_rules_take_the_first_match_and_name_what_they_do_not_know():

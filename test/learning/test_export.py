@@ -1,5 +1,6 @@
 """Export: a bundle that says what PyTorch says, in small self-contained files, or no bundle at all."""
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -9,10 +10,17 @@ import yaml
 from endomust_core.backends import open_network
 from endomust_core.bundle import load_bundle
 from endomust_core.learning import export
-from endomust_core.learning.export import ExportError, export_bundle, fold_batch_norm
-from endomust_core.learning.networks.depth import DepthConfig, DepthNetwork, depth_from_disparity
-from endomust_core.learning.networks.pose import PoseNetwork
+from endomust_core.learning.export import ExportError, export_bundle, fold_batch_norm, largest_difference
+from endomust_core.learning.networks.depth import (
+    DepthConfig,
+    DepthNetwork,
+    depth_from_disparity,
+    inverse_depth,
+    resize,
+)
+from endomust_core.learning.networks.pose import Pose, PoseNetwork
 from endomust_core.learning.networks.resnet import ResNet18
+from endomust_core.learning.networks.unet_depth import UNetDepth
 
 SIZE = (56, 70)
 SMALL = DepthConfig(
@@ -176,9 +184,48 @@ def test_folded_batch_norms_answer_the_same():
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max()) for a, b in zip(found, expected, strict=True))
 
 
+def test_the_graph_may_resize_the_image_for_the_transformer(frames, tmp_path):
+    network = trained(DepthNetwork(SMALL))
+    root = write(tmp_path / "resized", frames, network, size=(64, 80), encoder_size=SIZE, weight_dtype="float32")
+    spec = load_bundle(root).depth
+    image = cv2.resize(frames[0], (80, 64), interpolation=cv2.INTER_LINEAR)
+    answer = open_network(spec, threads=1).run({"image": image[None]})["disparity"]
+    with torch.no_grad():
+        small = resize(torch.from_numpy(image).permute(2, 0, 1)[None] / 255.0, SIZE)
+        disparity = network(small, scales=(0,), size=(64, 80))[0][:, 0]
+        expected = inverse_depth(disparity, 0.002, 0.35).numpy()
+    assert spec.size == (64, 80) and answer.shape == (1, 64, 80)
+    np.testing.assert_allclose(answer, expected, rtol=1e-4)
+
+
+def test_a_pose_network_may_say_no_intrinsics(frames, tmp_path):
+    class Still(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.ones(1, 3))
+
+        def forward(self, previous, current):
+            mean = (current - previous).mean(dim=(2, 3))
+            return Pose(self.gain * mean, 2 * mean, None)
+
+    bundle = load_bundle(write(tmp_path / "still", frames, pose=Still()))
+    assert set(bundle.pose.outputs) == {"rotation", "translation"}
+
+
+def test_relative_depth_is_compared_with_its_largest_value():
+    reference, answer = (
+        [{"disparity": np.array([[[0.0, 1.0, 10.0]]])}],
+        [{"disparity": np.array([[[1e-4, 1.0, 10.0]]])}],
+    )
+    assert largest_difference(answer, reference, pixelwise=False) == pytest.approx(1e-5)
+    assert largest_difference(answer, reference) > 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"depth": UNetDepth(), "size": (56, 70)}, "multiples of 32"),
+        ({"encoder_size": (56, 71)}, r"\(56, 71\) must be .* multiples of 14"),
         ({"weight_dtype": "int8"}, "choose float16 or float32"),
         ({"size": (56, 72)}, "multiples of 14"),
         ({"frames": []}, "at least two consecutive frames"),

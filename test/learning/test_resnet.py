@@ -33,3 +33,33 @@ def test_a_tiled_first_convolution_answers_equal_images_as_one():
     one = torch.nn.functional.conv2d(image, weight)
     three = torch.nn.functional.conv2d(image.repeat(1, 3, 1, 1), tile_first_conv(weight, 3))
     assert torch.allclose(one, three, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_narrow_encoder_keeps_the_names_and_takes_odd_sizes(norm):
+    network = ResNet18(images=1, width=12, norm=norm).eval()
+    assert network.channels == (12, 12, 24, 48, 96)
+    with torch.no_grad():
+        maps = network(torch.rand(1, 3, 75, 41))
+    assert [tuple(features.shape) for features in maps] == [
+        (1, channels, -(-75 // stride), -(-41 // stride))
+        for channels, stride in zip(network.channels, (2, 4, 8, 16, 32), strict=True)
+    ]
+    learned = {name for name, _ in network.named_parameters()}
+    assert learned == {name for name, _ in ResNet18().named_parameters()}
+
+
+def test_the_default_encoder_is_the_published_one():
+    assert ResNet18().channels == CHANNELS
+    assert isinstance(ResNet18().bn1, torch.nn.BatchNorm2d)
+
+
+def test_group_norm_treats_every_image_alone_in_training_and_after():
+    network = ResNet18(width=12, norm="group")
+    assert (network.bn1.num_groups, network.layer4[0].bn1.num_groups) == (4, 8)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        both, first = network.train()(images)[-1], network.eval()(images[:1])[-1]
+    assert torch.allclose(both[:1], first, atol=1e-5)
+    with pytest.raises(ValueError, match="norm is 'layer'; choose one of batch, group"):
+        ResNet18(norm="layer")

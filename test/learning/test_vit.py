@@ -103,3 +103,23 @@ def test_wrong_sizes_are_refused_in_words():
         small(taps=(1, 3))
     with pytest.raises(ValueError, match="does not divide into 5 heads"):
         small(heads=5)
+
+
+def test_checkpointing_keeps_output_and_gradients_and_computes_blocks_twice():
+    image = torch.rand(2, 3, 42, 56)
+    gradients, outputs, calls = [], [], []
+    for checkpointing in (False, True):
+        network = small(necks=(1,), neck_dim=4).train()
+        network.checkpointing = checkpointing
+        counted = []
+        network.blocks[0].attn.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        tokens = network(image)[0]
+        sum(map_.square().sum() for map_ in tokens).backward()
+        outputs.append(tokens[1].detach())
+        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+        with torch.no_grad():
+            network(image)
+        calls.append(len(counted))
+    assert calls == [2, 3]  # forward, (again in backward,) and once without gradients
+    assert torch.equal(*outputs)
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])

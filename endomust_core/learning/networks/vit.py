@@ -8,6 +8,7 @@ patch becomes a token.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 PATCH = 14
 NORM_EPS = 1e-6
@@ -145,8 +146,11 @@ class VisionTransformer(nn.Module):
 
     forward(image B×3×H×W) → (B×C×H/14×W/14 maps in the order of `taps`, fine features B×c×H/2×W/2 or None).
     The position embedding is learned for a square of `pos_grid` patches and is resized bicubically to the actual grid;
-    `bake_position` fixes it to one grid, for export.
+    `bake_position` fixes it to one grid, for export. With `checkpointing` the inside of a block is computed again in
+    the backward pass instead of kept: less memory for one more forward pass.
     """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -194,7 +198,10 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([self.cls_token.expand(len(image), -1, -1), tokens], dim=1) + self.position(grid)
         tapped = {}
         for index, block in enumerate(self.blocks):
-            tokens = block(tokens, grid)
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, grid, use_reentrant=False)
+            else:
+                tokens = block(tokens, grid)
             if index in self.taps:
                 tapped[index] = tokens_to_grid(self.norm(tokens)[:, 1:], grid)
         return [tapped[index] for index in self.taps], fine
