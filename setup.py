@@ -20,7 +20,7 @@ ROS = [
     "ros-diagnostic-msgs==5.3.6",
 ]
 RUNTIME = ["numpy>=1.21", "opencv-python-headless>=4.5", "onnxruntime>=1.16", "PyYAML>=5.4", "rosbags>=0.11"]
-TRAIN = ["torch>=2.6"]
+TRAIN = ["torch>=2.6", "tensorboard>=2.14"]
 EXPORT = [*TRAIN, "onnx>=1.17"]  # the tracing exporter needs no onnxscript
 DEV = ["pytest>=8", "pytest-timeout", "ruff", "setuptools>=70.1", "transformers", "safetensors", "mcap"]
 

@@ -25,7 +25,8 @@ def panel(forward, rows: int = 3, width: int = 200) -> np.ndarray:
         cells = [as_rgb(forward.batch.target[b]), turbo(disparity[b, 0])]
         if parts is not None:
             reflectance, shading = parts
-            cells += [as_rgb(reflectance[2 * B + b]), as_rgb(shading[2 * B + b].clamp(max=1).expand(3, -1, -1))]
+            light = shading[2 * B + b] / torch.quantile(shading[2 * B + b].float(), 0.99)
+            cells += [as_rgb(reflectance[2 * B + b]), as_rgb(light.expand(3, -1, -1))]
         cells += [
             flow_colours(flow[later]),
             as_rgb(seen[later].expand(3, -1, -1)),

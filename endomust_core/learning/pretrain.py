@@ -164,29 +164,37 @@ def pose_losses(network, views, options, seed, step):
     }
 
 
-def flow_losses(network, views, options, seed, step):
-    """Losses {name: (B,)} of the optical flow against the rigid motion field of true depth and motion, in pixels.
-
-    Instruments and breathing tissue move on their own and are wrong in it; the loss saturates for them.
-    """
+def flow_batch(views, options, seed, step):
+    """Source, target (B×3×H×W), their rigid flow B×2×H×W [px] from true depth and motion, and where it is known."""
     g = _generator(seed, step)
     first = 2 * torch.randint(len(views) // 2, (options.batch,), generator=g)
     swap = (torch.rand(options.batch, generator=g) < 0.5).long()
     source, target = first + swap, first + 1 - swap
     view = random_view(options.batch, options.smallest_crop, options.stretch, g)
     size = tuple(options.size)
-    colour, flicker = Colour(options.batch, options.colour, g), Colour(options.batch, 0.15, g)
-    seen_source, seen_target = (colour(cut(views.images(rows), view, size)) for rows in (source, target))
+    colour, flicker = Colour(options.batch, options.colour, g), Colour(options.batch, 0.25 * options.colour, g)
+    before, now = (colour(cut(views.images(rows), view, size)) for rows in (source, target))
     transform = view.mirror(torch.linalg.inv(views.pose[source]) @ views.pose[target]).float()
     depth = cut(views.depth[target][:, None].float(), view, size, "nearest")
     mask = (cut(views.fov[target][:, None].float(), view, size, "nearest") > 0.5) & (depth > 1e-3)
-    field = motion_field(depth, view.intrinsics(views.intrinsics[target]), transform[:, :3, :3], transform[:, :3, 3])
-    truth = field * torch.tensor((size[1], size[0]), dtype=torch.float32).view(1, 2, 1, 1)
+    intrinsics = view.intrinsics(views.intrinsics[target])
+    field = motion_field(depth, intrinsics, transform[:, :3, :3], transform[:, :3, 3])
+    return flicker(before), now, field * torch.tensor((size[1], size[0])).view(1, 2, 1, 1), mask
+
+
+def flow_losses(network, views, options, seed, step):
+    """Losses {name: (B,)} of the optical flow against the rigid motion field of true depth and motion, in pixels.
+
+    Instruments and breathing tissue move on their own and are wrong in it; the loss saturates for them.
+    """
+    source, target, truth, mask = flow_batch(views, options, seed, step)
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
-        flow = network(flicker(seen_source), seen_target)
+        flow = network(source, target)
     losses = {}
     for scale, weight in ((0, 1.0), (1, 0.5), (2, 0.25), (3, 0.125)):
-        whole = torch.nn.functional.interpolate(flow[scale].float(), size=size, mode="bilinear", align_corners=False)
+        whole = torch.nn.functional.interpolate(
+            flow[scale].float(), size=truth.shape[-2:], mode="bilinear", align_corners=False
+        )
         error = (whole - truth).norm(dim=1, keepdim=True)
         losses[f"flow/{scale}"] = weight * masked_mean(8 * torch.nn.functional.softsign(error / 8), mask)
     return losses

@@ -1,7 +1,8 @@
-"""A finished pretraining run → a model bundle: its networks, its scores, and where they came from."""
+"""A finished run of pretraining or training → a model bundle: networks, scores, and where they came from."""
 
 import platform
 import subprocess
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
@@ -26,20 +27,27 @@ def export_run(
     frames_from=(),
     note: str = "",
 ) -> Path:
-    """Export `run` (what `pretrain` left) as the bundle `out`; raises CheckpointError or ExportError in words.
+    """Export `run` (what `pretrain` or `train` left) as the bundle `out`; raises CheckpointError or ExportError.
 
     frames_from: images or videos of real endoscopy on which ONNX Runtime is compared with PyTorch; without any,
     rendered frames serve. note: a sentence for the manifest, on what the configuration does not say.
     """
     run = Path(run)
-    missing = [name for name in ("config.yaml", "scores.yaml", "depth.pt", "pose.pt") if not (run / name).is_file()]
+    record, table = run / "config.yaml", run / "scores.yaml"
+    config = yaml.safe_load(record.read_text()) if record.is_file() else {}
+    trained = "data" in config  # by `train`, whose scores are there only if it was given test data
+    needed = ["config.yaml", *([] if trained else ["scores.yaml"]), "depth.pt", "pose.pt"]
+    missing = [name for name in needed if not (run / name).is_file()]
     if missing:
+        again = "train again with --resume and" if trained else "pretrain again with"
         raise CheckpointError(
-            f"{run} holds no {', '.join(missing)}: it is no finished run; start endomust pretrain again with "
+            f"{run} holds no {', '.join(missing)}: it is no finished run; start endomust {again} "
             f"--out {run}, and it goes on where it stopped"
         )
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    scores = yaml.safe_load((run / "scores.yaml").read_text())
+    scores = yaml.safe_load(table.read_text()) if table.is_file() else {}
+    size, encoder_size = tuple(config["depth"]["size"]), None
+    if trained and tuple(config["data"]["size"]) != size:  # the depth network works at a size of its own, inside
+        size, encoder_size = tuple(config["data"]["size"]), size
     depth, _ = load_checkpoint(run / "depth.pt", "depth")
     pose, _ = load_checkpoint(run / "pose.pt", "pose")
     origin = provenance(config) | {"verified_on": [Path(path).name for path in frames_from] or "rendered frames"}
@@ -47,7 +55,7 @@ def export_run(
         depth,
         pose,
         out,
-        tuple(config["depth"]["size"]),
+        size,
         name=config["name"],
         description=config["description"],
         version=version,
@@ -55,6 +63,8 @@ def export_run(
         scores=scores,
         frames=[frame for path in frames_from for frame in read_frames(path)] or unseen_frames(),
         weight_dtype=weight_dtype,
+        encoder_size=encoder_size,
+        scale_source="self-supervised, up to scale" if trained else "rendered sequences",
     )
 
 
@@ -82,16 +92,31 @@ def read_frames(path: str | Path, most: int = 6) -> list[np.ndarray]:
 
 
 def provenance(config: dict) -> dict:
-    """What made the networks: the resolved configuration, the program and its versions, the day."""
+    """What made the networks: the resolved configuration, the program and its versions, the day.
+
+    A bundle travels, and names of recordings may name patients: of a training run's sources it says kind and number.
+    """
+    trained = "data" in config
+    if trained:
+        sources = {name: anonymous(config["data"][name]) for name in ("train", "validation", "test")}
+        config = config | {"data": config["data"] | sources | {"cache": ""}}
+        parts = ("depth", "pose", "optical_flow", "appearance_flow", "decomposition")
+        config |= {name: config[name] | {"init": Path(config[name]["init"]).name} for name in parts}
     return {
-        "command": "endomust pretrain",
-        "data": "scenes of the project's renderer, none recorded",
+        "command": "endomust train" if trained else "endomust pretrain",
+        "data": config["data"]["train"] if trained else "scenes of the project's renderer, none recorded",
         "config": config,
         "seed": config["seed"],
         "commit": commit(),
         "program": f"endomust_ros {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "date": date.today().isoformat(),
     }
+
+
+def anonymous(sources) -> str:
+    """['video:/a/b.mp4', 'video:/c.mp4'] → '2 video'."""
+    kinds = Counter(source.split(":")[0] if ":" in source else "source" for source in sources)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
 
 
 def commit() -> str:

@@ -9,9 +9,19 @@ torch = pytest.importorskip("torch")
 
 from endomust_core.learning.augment import View, cut, random_view  # noqa: E402
 from endomust_core.learning.config import ConfigError, load_config  # noqa: E402
+from endomust_core.learning.geometry import warp_by_flow  # noqa: E402
 from endomust_core.learning.networks.depth import DepthConfig, DepthNetwork  # noqa: E402
 from endomust_core.learning.networks.pose import Pose  # noqa: E402
-from endomust_core.learning.pretrain import PretrainConfig, Training, Views, depth_losses, fit, pose_losses  # noqa: E402
+from endomust_core.learning.pretrain import (  # noqa: E402
+    PretrainConfig,
+    Training,
+    Views,
+    depth_losses,
+    fit,
+    flow_batch,
+    flow_losses,
+    pose_losses,
+)
 from endomust_core.learning.supervised import (  # noqa: E402
     log_depth_losses,
     masked_mean,
@@ -201,3 +211,23 @@ def test_configuration_reads_overrides_and_refuses_unknown_keys(tmp_path):
     path.write_text("name: [unclosed")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(PretrainConfig, path)
+
+
+def test_flow_truth_brings_the_source_onto_the_target(views):
+    plain = replace(SMALL, batch=4, colour=0.0)
+    for step in range(3):
+        source, target, flow, mask = flow_batch(views, plain, 1, step)
+        known = mask.expand_as(target)
+        moved = (warp_by_flow(source, flow) - target).abs()[known].mean()
+        assert moved < 0.8 * (source - target).abs()[known].mean()
+
+
+def test_flow_losses_vanish_for_the_truth(views):
+    _, _, truth, mask = flow_batch(views, SMALL, 1, 2)
+    assert mask.any()
+    right = flow_losses(lambda source, target: {0: truth, 1: truth, 2: truth, 3: truth}, views, SMALL, 1, 2)
+    wrong = flow_losses(lambda source, target: {k: truth + torch.ones(2, 1, 1) for k in range(4)}, views, SMALL, 1, 2)
+    for scale, weight in enumerate((1.0, 0.5, 0.25, 0.125)):
+        assert right[f"flow/{scale}"].abs().max() == 0
+        expected = weight * 8 * 2**0.5 / (8 + 2**0.5)  # one pixel off in both directions
+        assert torch.allclose(wrong[f"flow/{scale}"], torch.full((2,), expected), atol=1e-4)

@@ -129,6 +129,19 @@ def test_rendered_truth_is_scored_before_and_after(tmp_path, monkeypatch):
     assert scores["before"] != scores["after"]
 
 
+def test_a_run_becomes_a_bundle_that_names_no_patient(tmp_path, config):
+    pytest.importorskip("onnx")
+    from endomust_core.bundle import load_bundle
+    from endomust_core.learning.release import export_run
+
+    out = train(config, ["train.steps=1"], tmp_path / "run")
+    bundle = load_bundle(export_run(out, tmp_path / "bundle"))
+    assert (tuple(bundle.depth.size), tuple(bundle.pose.size)) == ((64, 80), (64, 80))
+    text = (tmp_path / "bundle" / "manifest.yaml").read_text()
+    assert "endomust train" in text and "1 folder" in text and str(tmp_path) not in text
+    assert not bundle.metric
+
+
 # --- stopping and going on ------------------------------------------------------------------------------------------
 
 
