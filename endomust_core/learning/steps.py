@@ -79,8 +79,8 @@ class LossOptions:
     mask_instrument: bool = True
     cycle: float = 0.5  # weight of photometric cycle consistency
     geometry: float = 0.1  # weight of depth consistency between the frames
-    shading_smoothness: float = 0.002
-    reflectance_sparsity: float = 0.002  # ten times as much, and reflectance becomes one colour
+    shading_smoothness: float = 0.018
+    reflectance_sparsity: float = 0.006  # three times as much, and reflectance loses its texture
     reflectance_registered: float = 0.004  # reflectance of a registered source equals that of the target
 
     def __post_init__(self):
