@@ -6,7 +6,7 @@ its random draws depend on the seed and its number alone, so a run that was stop
 
 import logging
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -248,10 +248,9 @@ class Trainer:
         elif self.sets["test"]:
             run.write_scores("before", self.scores(self.sets["test"]))
         journal = Journal(run.path, self.update, self.updates, active=self.world.rank == 0)
-        batches = self.batches_from(self.update)
         every = options.validate_every or self.per_epoch
         picture_every = options.picture_every or every
-        with StopRequest() as stop, journal:
+        with StopRequest() as stop, journal, closing(self.batches_from(self.update)) as batches:
             while self.update < self.updates:
                 batch = next(batches).to(self.world.device, options.channels_last)
                 values, forward = self.step_through(batch)
@@ -317,10 +316,10 @@ class Trainer:
                 pin=pin,
             )
             count = self.updates if options.interleave == "batch" else self.per_epoch - number % self.per_epoch
-            for _ in range(count):
-                yield next(ahead)
-                update += 1
-            ahead.close()
+            with closing(ahead):  # its threads end with it, also when the run breaks
+                for _ in range(count):
+                    yield next(ahead)
+                    update += 1
 
     def enter_phase(self) -> None:
         """Begin the warm-up of the adapters or the training of their vectors, where the plan says so."""

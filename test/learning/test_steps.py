@@ -218,7 +218,7 @@ def test_nothing_is_computed_twice(tmp_path, monkeypatch, frames):
         "optical_flow": 2,  # forward with gradient, backward without; both sources in one call
         "appearance_flow": 1,
         "decomposition": scales,
-        "depth": 1,
+        "depth": 2,  # the target, and both sources for the geometry term
         "pose": 1,
         "light_adjust": 1,
     }
