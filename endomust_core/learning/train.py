@@ -147,6 +147,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, run: RunFolder, world: distributed.World, overfit: int = 0):
         self.config, self.run_folder, self.world = config, run, world
+        if config.train.precision == "fp16" and world.device.type == "cpu":
+            raise ConfigError("train.precision=fp16 is for GPUs; write bf16 or fp32 on a CPU")
         self.sets = {name: self.cached(name) for name in ("train", "validation", "test")}
         self.triplets = self.triplets_of(self.sets["train"], overfit, augment=True)
         torch.manual_seed(config.seed)
@@ -271,7 +273,7 @@ class Trainer:
         return run.path
 
     def step_through(self, batch):
-        """All steps of one update; returns the losses by name (floats) and the forward pass, for pictures."""
+        """All steps of one update; returns the losses by name and the forward pass, for pictures."""
         options = self.config.train
         self.enter_phase()
         number, chosen = self.plan(self.update)
@@ -307,14 +309,8 @@ class Trainer:
         rows = slice(self.world.rank * share, (self.world.rank + 1) * share)
         while True:
             number, _ = self.plan(update)
-            ahead = self.triplets.prefetch(
-                number,
-                options.batch,
-                self.config.seed,
-                self.config.data.workers,
-                rows,
-                pin=pin,
-            )
+            workers = self.config.data.workers
+            ahead = self.triplets.prefetch(number, options.batch, self.config.seed, workers, rows, pin=pin)
             count = self.updates if options.interleave == "batch" else self.per_epoch - number % self.per_epoch
             with closing(ahead):  # its threads end with it, also when the run breaks
                 for _ in range(count):

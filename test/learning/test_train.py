@@ -357,6 +357,7 @@ def test_a_broken_frame_stops_the_run_or_is_skipped_as_configured(tmp_path, conf
         ("depth.size=[100, 100]", "multiples of 14"),
         ("depth.init=/does/not/exist.pt", "does not exist"),
         ("train.precision=int4", "fp32, bf16, fp16"),
+        ("train.precision=fp16", "bf16 or fp32 on a CPU"),
         ("train.device=tpu9", "auto, cpu, cuda"),
         ("losses.intrinsics=given", "choose mean"),
         ("data.size=[10, 10]", "at least 64"),
