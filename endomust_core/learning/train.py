@@ -14,7 +14,8 @@ import torch
 import yaml
 from torch import nn
 
-from endomust_core.data.sequences import cache, open_sequences
+from endomust_core.data.cache import cache
+from endomust_core.data.sequences import open_sequences
 from endomust_core.learning import distributed
 from endomust_core.learning.build import DepthPart, Part, PosePart, build_networks
 from endomust_core.learning.config import ConfigError, load_config

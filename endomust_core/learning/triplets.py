@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from endomust_core.data import DataError
-from endomust_core.data.sequences import CachedSequence, choose_gaps, valid_triplet
+from endomust_core.data.cache import CachedSequence, choose_gaps, valid_triplet
 
 LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 TO_UNIT = np.arange(256, dtype=np.float32) / 255

@@ -13,8 +13,10 @@ import yaml
 from small_recording import CAMERA, START_NS, pose_at, write_small_recording
 
 from endomust_core.camera import Camera, save_camera
-from endomust_core.data import DataError, sequences
-from endomust_core.data.sequences import Frame, cache, choose_gaps, load_cached, open_sequences, straightened
+from endomust_core.data import DataError
+from endomust_core.data import cache as cache_file
+from endomust_core.data.cache import cache, choose_gaps, load_cached
+from endomust_core.data.sequences import Frame, open_sequences, straightened
 from endomust_core.odometry import quaternion_from_matrix
 from endomust_core.recording import COMPRESSED_TOPIC, DEPTH_UNIT_M, POSE_TOPIC, RecordingWriter
 
@@ -436,7 +438,7 @@ def test_a_sequence_without_a_usable_frame_stops_or_is_left_out(tmp_path, caplog
 def test_a_disk_without_room_says_how_much_is_needed_before_it_starts(tmp_path, monkeypatch):
     write_folder(tmp_path / "images")
     usage = shutil.disk_usage(tmp_path)._replace(free=5 * 1000 * 2000 * 3 - 1)
-    monkeypatch.setattr(sequences.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(cache_file.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"too full: decoding takes about 0.03 GB, 0.03 GB are free"):
         cache(open_sequences(str(tmp_path / "images")), tmp_path / "cache", (1000, 2000))
     assert len(cache(open_sequences(str(tmp_path / "images")), tmp_path / "cache", (24, 32))) == 1
@@ -448,7 +450,7 @@ def test_a_disk_that_fills_up_on_the_way_says_so(tmp_path, monkeypatch):
     def full(self, row):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sequences._Rows, "append", full)
+    monkeypatch.setattr(cache_file._Rows, "append", full)
     with pytest.raises(DataError, match=r"too full: decoding takes about .* make room, choose another cache folder"):
         cache(open_sequences(str(tmp_path / "images")), tmp_path / "cache", (24, 32))
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [".lock"]
@@ -465,7 +467,7 @@ def test_a_cache_folder_that_cannot_be_made_is_an_error_in_words(tmp_path):
 
 def test_the_growing_file_is_one_that_numpy_reads(tmp_path):
     for dtype in (np.uint8, np.float16, bool):
-        rows = sequences._Rows(tmp_path / "x.npy")
+        rows = cache_file._Rows(tmp_path / "x.npy")
         data = np.random.default_rng(0).integers(0, 2, (7, 3, 5)).astype(dtype)
         for row in data:
             rows.append(row)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from endomust_core.data.sequences import CachedSequence
+from endomust_core.data.cache import CachedSequence
 from endomust_core.learning.networks.depth import DepthConfig, disparity_from_depth
 from endomust_core.learning.networks.pose import Pose
 from endomust_core.learning.score import log_error, score_decomposition, score_depth, score_motion

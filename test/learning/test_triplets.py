@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from endomust_core.data import DataError
-from endomust_core.data.sequences import CachedSequence
+from endomust_core.data.cache import CachedSequence
 from endomust_core.learning.triplets import NO_AUGMENTATION, Augmentation, Batch, Triplets, colour_jitter, score_frames
 
 HEIGHT, WIDTH = 12, 16
