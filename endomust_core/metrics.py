@@ -70,7 +70,7 @@ def ate_5frame(pred: np.ndarray, gt: np.ndarray, frames: int = 5) -> dict[str, f
         raise ValueError(f"pred has {len(pred)} motions, gt {len(gt)}; both need the same number, at least 1")
     sums, counts = [], []
     for start in range(len(pred)):
-        p, g = (_chained(motions[start : start + frames - 1]) for motions in (pred, gt))
+        p, g = (chained(motions[start : start + frames - 1]) for motions in (pred, gt))
         power = np.sum(p * p)
         scale = np.sum(g * p) / power if power > 0 else 1.0
         sums.append(np.sqrt(np.sum((scale * p - g) ** 2)))
@@ -113,8 +113,8 @@ def _errors(p: np.ndarray, g: np.ndarray) -> dict[str, float]:
     }
 
 
-def _chained(motions: np.ndarray) -> np.ndarray:
-    """(n,4,4) relative motions -> (n+1,3) positions, the first at the origin."""
+def chained(motions: np.ndarray) -> np.ndarray:
+    """(n,4,4) relative motions T_prev_curr -> (n+1,3) positions, the first at the origin."""
     T, positions = np.eye(4), [np.zeros(3)]
     for motion in motions:
         T = T @ motion

@@ -70,7 +70,7 @@ def finished(folder: Path) -> bool:
 
 
 def collected(study: dict, out: Path) -> dict[str, list[dict]]:
-    """Scores of all finished runs; `zero-shot` are those before training, which every seed shares."""
+    """Scores of all finished runs; `before training` is the start that every seed shares."""
     found: dict[str, list[dict]] = {}
     for name in study["variants"]:
         for seed in study["seeds"]:

@@ -18,7 +18,7 @@ from endomust_core.learning.networks.depth import DepthNetwork
 KINDS = ("dvlora", "lora", "dora", "none")
 LAYERS = {"full": ("attn.qkv", "mlp.fc1", "mlp.fc2"), "part": ("mlp.fc1", "mlp.fc2")}  # of every transformer block
 VECTORS = ("ones", "random")
-PHASES = ("warm_up", "vectors")
+PHASES = ("warm_up", "vectors")  # of DV-LoRA: first its matrices train, then its vectors
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from endomust_core.learning.losses import specular_mask
 from endomust_core.learning.networks.depth import inverse_depth
 from endomust_core.learning.steps import ALIGNMENT, Forward, LossOptions
 from endomust_core.learning.triplets import Triplets
-from endomust_core.metrics import ate_5frame, ate_rmse, depth_metrics, mean_metrics, scale_ratio_std
+from endomust_core.metrics import ate_5frame, ate_rmse, chained, depth_metrics, mean_metrics, scale_ratio_std
 
 RANGE = (1e-3, 0.3)  # depths scored [m]
 
@@ -74,7 +74,7 @@ def score_motion(network: nn.Module, sequences) -> dict[str, dict[str, float]]:
             intrinsics.append(pose.intrinsics[0].cpu().numpy())
         pred, true = np.stack(pred), np.stack(true)
         row = {key: value for key, value in ate_5frame(pred, true).items() if key != "std"}
-        p, g = positions(pred), positions(true)
+        p, g = chained(pred), chained(true)
         row["ate_full"] = ate_rmse(p, g)
         row["length"] = float(np.linalg.norm(np.diff(g, axis=0), axis=1).sum())
         turn = np.swapaxes(pred[:, :3, :3], 1, 2) @ true[:, :3, :3]
@@ -161,15 +161,6 @@ def validation_loss(networks, triplets: Triplets, options: LossOptions, size, wo
         rows = triplets.batch(number, batch, seed=0).to(world.device)
         found.append(Forward(networks, rows, options, size).losses(ALIGNMENT)["alignment/photometric"].mean().item())
     return float(np.mean(found))
-
-
-def positions(motions: np.ndarray) -> np.ndarray:
-    """(M,4,4) relative motions → (M+1,3) positions, the first at the origin."""
-    T, rows = np.eye(4), [np.zeros(3)]
-    for motion in motions:
-        T = T @ motion
-        rows.append(T[:3, 3].copy())
-    return np.stack(rows)
 
 
 def to_tensor(rgb: np.ndarray, device) -> torch.Tensor:

@@ -24,12 +24,11 @@ from endomust_core.learning.geometry import (
     sample,
     warp_by_flow,
 )
-from endomust_core.learning.lora import trainable_parameters
+from endomust_core.learning.lora import PHASES, trainable_parameters
 from endomust_core.learning.networks.depth import SCALES, depth_from_disparity
 from endomust_core.learning.triplets import Batch
 
 NETWORKS = ("optical_flow", "appearance_flow", "decomposition", "light_adjust", "depth", "pose")
-PHASES = ("warm_up", "vectors")  # of the low-rank adapters: first their matrices train, then their vectors
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
 from endomust_core.data.cache import cache
@@ -128,7 +127,7 @@ class OutOfMemory(RuntimeError):
 def train(config_path, overrides=(), out=None, resume=False, overfit=0) -> Path:
     """Run a configuration file; returns the run's folder.
 
-    resume: go on where the run in `out` stopped; overfit: train on the first so many triplets alone, without
+    resume: go on where the run in `out` stopped; overfit: train on so many triplets alone, without
     augmentation, to see that everything can learn. Raises ConfigError, DataError, RunError, CheckpointError,
     NonFiniteError, OutOfMemory, each with what to do; KeyboardInterrupt after a stop that was saved.
     """
@@ -457,8 +456,3 @@ def out_of_memory_in_words(batch: int):
             f"a batch of {batch} does not fit into memory ({text.splitlines()[0] if text else 'MemoryError'}); lower "
             "train.batch, set depth.checkpointing=true, or train.precision=bf16, and go on with --resume"
         ) from error
-
-
-def write_config(path: Path, values: dict) -> None:
-    """The resolved configuration, readable and loadable again."""
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
