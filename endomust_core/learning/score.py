@@ -154,8 +154,6 @@ def log_error(found: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
 @torch.no_grad()
 def validation_loss(networks, triplets: Triplets, options: LossOptions, size, world, most: int = 32) -> float:
     """Mean photometric loss of the alignment step over up to `most` triplets: what there is without truth."""
-    if len(triplets) == 0:
-        return float("nan")
     found, batch = [], min(4, len(triplets))
     for number in range(max(1, min(most, len(triplets)) // batch)):
         rows = triplets.batch(number, batch, seed=0).to(world.device)

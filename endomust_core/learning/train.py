@@ -151,6 +151,12 @@ class Trainer:
             raise ConfigError("train.precision=fp16 is for GPUs; write bf16 or fp32 on a CPU")
         self.sets = {name: self.cached(name) for name in ("train", "validation", "test")}
         self.triplets = self.triplets_of(self.sets["train"], overfit, augment=True)
+        # Data without true depth is scored by the photometric loss; what gives no triplet is refused here and now.
+        self.scored_triplets = {
+            name: self.triplets_of(self.sets[name])
+            for name in ("validation", "test")
+            if self.sets[name] and all(sequence.depth is None for sequence in self.sets[name])
+        }
         torch.manual_seed(config.seed)
         self.networks = build_networks(config, networks_of(config.losses))
         for network in self.networks.values():
@@ -248,7 +254,7 @@ class Trainer:
             self.restore(state)
             log.info("going on at update %d of %d", self.update, self.updates)
         elif self.sets["test"]:
-            run.write_scores("before", self.scores(self.sets["test"]))
+            run.write_scores("before", self.scores("test"))
         journal = Journal(run.path, self.update, self.updates, active=self.world.rank == 0)
         every = options.validate_every or self.per_epoch
         picture_every = options.picture_every or every
@@ -357,7 +363,7 @@ class Trainer:
     def validate(self, journal: Journal) -> None:
         """Score the networks on the validation data and keep the best."""
         if self.world.rank == 0 and self.sets["validation"]:
-            found = self.scores(self.sets["validation"])
+            found = self.scores("validation")
             journal.scores(self.update, found)
             key = found["depth"]["all"]["abs_rel"] if "depth" in found else found["photometric"]
             if self.best is None or key < self.best:
@@ -365,9 +371,10 @@ class Trainer:
                 self.run_folder.save_networks(self.plain_networks(), {"update": self.update, "validation": key})
         self.world.wait()
 
-    def scores(self, sequences) -> dict:
-        """Depth and motion scores where there is truth, the photometric loss of step III where there is none."""
+    def scores(self, name: str) -> dict:
+        """Depth and motion scores of a set where there is truth, else the photometric loss of step III."""
         set_trainable(self.networks, None, self.phase or "warm_up")
+        sequences = self.sets[name]
         found, size = {}, tuple(self.config.depth.size)
         with torch.no_grad():
             if any(sequence.depth is not None for sequence in sequences):
@@ -377,8 +384,7 @@ class Trainer:
             network = self.networks.get("decomposition")
             if network is not None and (table := score_decomposition(network, sequences)):
                 found["decomposition"] = table
-            if "depth" not in found:
-                triplets = self.triplets_of(sequences)
+            if triplets := self.scored_triplets.get(name):
                 found["photometric"] = validation_loss(self.networks, triplets, self.config.losses, size, self.world)
         return found
 
@@ -403,7 +409,7 @@ class Trainer:
             best = self.run_folder.load_networks()
             for name, network in best.items():
                 self.networks[name] = network.to(self.world.device)
-            self.run_folder.write_scores("after", self.scores(self.sets["test"]))
+            self.run_folder.write_scores("after", self.scores("test"))
 
     def state(self) -> dict:
         return {

@@ -115,6 +115,13 @@ def test_validation_without_truth_keeps_the_best_by_photometric_loss(tmp_path, c
     assert meta["validation"] == pytest.approx(min(scores.values()))
 
 
+def test_validation_data_that_cannot_be_scored_is_refused_before_the_first_update(tmp_path, config):
+    lonely = write_frames(tmp_path / "lonely", count=2)
+    with pytest.raises(DataError, match="no triplet"):
+        train(config, [f"data.validation=[folder:{lonely}]"], tmp_path / "run")
+    assert not (tmp_path / "run" / "history.jsonl").exists()
+
+
 def test_rendered_truth_is_scored_before_and_after(tmp_path, monkeypatch):
     from endomust_core.simulation.command import render_command
 
