@@ -129,6 +129,12 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, required=True, help="folder of the runs; finished ones are not repeated")
     add.add_argument("--only", nargs="*", default=[], metavar="VARIANT", help="these variants only")
 
+    add = commands.add_parser("calibrate", help="focal length and centre of a camera from its video and a finished run")
+    add.add_argument("run", type=Path, help="folder that train wrote, trained on this camera's videos")
+    add.add_argument("--data", required=True, metavar="KIND:PATH", help="one sequence in which the camera turns")
+    add.add_argument("--size", type=image_size, required=True, metavar="WxH", help="of the camera's images")
+    add.add_argument("--out", type=Path, required=True, help="the ROS calibration file to write, such as camera.yaml")
+
     add = commands.add_parser("export", help="a finished pretraining or training run → a model bundle")
     add.add_argument("run", type=Path, help="folder that pretrain wrote")
     add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
@@ -232,6 +238,23 @@ def ablate_command(options: argparse.Namespace) -> None:
     print(table(ablate(options.study, options.out, options.only)), end="")
 
 
+def calibrate_command(options: argparse.Namespace) -> None:
+    """Run and sequence → ROS calibration file of a pinhole camera."""
+    from endomust_core.camera import save_camera
+    from endomust_core.importing import stderr_progress
+    from endomust_core.learning.self_calibration import calibrate
+
+    found = calibrate(options.run, options.data, progress=stderr_progress())
+    save_camera(options.out, found.camera(options.size[1], options.size[0]))
+    names = ("fx/W", "fy/H", "cx/W", "cy/H")
+    for name, guessed, fitted in zip(names, found.guessed, found.intrinsics, strict=True):
+        print(f"{name}  network {guessed:.4f}  fitted {fitted:.4f}")
+    print(
+        f"{options.out}: from {found.pairs} pairs, turning {1e3 * found.turning:.1f} mrad each; photometric distance "
+        f"{found.before:.4f} → {found.after:.4f}. Lens distortion is not estimated; compare with a real calibration"
+    )
+
+
 def export_command(options: argparse.Namespace) -> None:
     """Run folder → bundle, verified against PyTorch."""
     from endomust_core.learning.release import export_run
@@ -319,6 +342,7 @@ COMMANDS = {
     "pretrain": pretrain_command,
     "train": train_command,
     "ablate": ablate_command,
+    "calibrate": calibrate_command,
     "export": export_command,
     "convert": convert_command,
     "fetch": fetch_command,
