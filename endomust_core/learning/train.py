@@ -40,7 +40,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Data:
-    """What to train on. Sources are `video:`, `folder:`, `recording:`, `rendered:`, `simcol3d:` and a path."""
+    """What to train on. Sources are a kind and a path, `video:/data/case1.mp4`; docs/training.md has the kinds."""
 
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()  # chooses the checkpoint; depth truth is used where there is some
