@@ -22,7 +22,10 @@ ROS = [
 RUNTIME = ["numpy>=1.21", "opencv-python-headless>=4.5", "onnxruntime>=1.16", "PyYAML>=5.4", "rosbags>=0.11"]
 TRAIN = ["torch>=2.6", "tensorboard>=2.14"]
 EXPORT = [*TRAIN, "onnx>=1.17"]  # the tracing exporter needs no onnxscript
-DEV = ["pytest>=8", "pytest-timeout", "ruff", "setuptools>=70.1", "transformers", "safetensors", "mcap"]
+EVALUATE = [
+    "evo>=1.38"
+]  # whole trajectories as the field scores them; without it metrics.py does, by the same formulas
+DEV = [*EVALUATE, "pytest>=8", "pytest-timeout", "ruff", "setuptools>=70.1", "transformers", "safetensors", "mcap"]
 
 
 def files_below(folder: str) -> list[tuple[str, list[str]]]:
@@ -55,7 +58,7 @@ setup(
         *files_below("models"),
     ],
     install_requires=RUNTIME,
-    extras_require={"ros": ROS, "train": TRAIN, "export": EXPORT, "dev": DEV},
+    extras_require={"ros": ROS, "train": TRAIN, "export": EXPORT, "evaluate": EVALUATE, "dev": DEV},
     entry_points={
         "console_scripts": [
             "endomust = endomust_core.cli:main",

@@ -1,4 +1,4 @@
-"""Numbers → SVG text: line charts, histograms and a colour bar; colours come from the style sheet of the page."""
+"""Numbers → SVG text: lines, bars, intervals, scatter and a colour bar; colours come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 WIDTH, HEIGHT = 420, 260  # drawing units; near the size on a phone, so that letters stay readable there
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 40
 LONGEST = 1000  # points drawn per line; more are thinned out
+WIDE, ROW, NAMES = 640, 24, 190  # drawing units of an interval chart: width, height of a row, room for the names
+SMALL_WIDTH, SMALL_HEIGHT = 210, 150  # of a small chart, many of which stand side by side
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,18 @@ class Mark:
 
     x: float
     label: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One row: a value with its interval (NaN: none) and other values of the same row as small marks (value, style)."""
+
+    label: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    style: str = "first"
+    others: Sequence[tuple[float, str]] = ()
 
 
 def line_chart(
@@ -71,8 +85,87 @@ def histogram(values: np.ndarray, x_label: str, y_label: str, marks: Sequence[Ma
     return _svg(parts, f"distribution of {x_label}")
 
 
-def colour_bar(colours: np.ndarray, low: float, high: float, unit: str) -> str:
-    """Horizontal bar from `low` to `high` with ticks; colours (N,3) uint8 RGB, from low to high."""
+def binned_chart(edges: np.ndarray, values: np.ndarray, shares: np.ndarray, x_label: str, y_label: str) -> str:
+    """One value per bin as steps, over bars whose area is what each bin holds; edges (N+1,), values, shares (N,).
+
+    The bars have no axis of their own. A bin that holds nothing, or whose value is NaN, has no step.
+    """
+    edges, values, shares = (np.asarray(a, float) for a in (edges, values, shares))
+    held = np.isfinite(values) & (shares > 0)
+    if not held.any():
+        return _empty("no values")
+    last = int(np.flatnonzero(held)[-1])
+    edges, values, shares, held = edges[: last + 2], values[: last + 1], shares[: last + 1], held[: last + 1]
+    frame = _Frame((edges[0], edges[-1]), (0.0, float(values[held].max()) * 1.12 or 1.0))
+    parts = [frame.axes(x_label, y_label)]
+    dense = shares / np.diff(edges)
+    tall = (HEIGHT - TOP - BOTTOM) * 0.5 * dense / dense.max()
+    for low, high, value, share, bar, known in zip(edges[:-1], edges[1:], values, shares, tall, held, strict=True):
+        x, width = frame.x(low), frame.x(high) - frame.x(low)
+        parts.append(f'<rect class="share" x="{x + 0.5:.1f}" y="{HEIGHT - BOTTOM - bar:.1f}" '
+                     f'width="{max(width - 1, 0.8):.1f}" height="{bar:.1f}"/>')  # fmt: skip
+        if known:
+            words = f"{low:.4g} to {high:.4g}: {value:.3g}, {share / shares.sum():.1%} of the pixels"
+            parts.append(f'<path class="line step first" d="M{x:.1f} {frame.y(value):.1f}h{width:.1f}">'
+                         f"<title>{escape(words)}</title></path>")  # fmt: skip
+    return _svg(parts, f"{y_label} over {x_label}")
+
+
+def interval_chart(rows: Sequence[Interval], x_label: str, zero: bool = False) -> str:
+    """Values with their intervals, one row each, names at the left; `zero` marks the line where nothing differs."""
+    numbers = [v for r in rows for v in (r.value, r.low, r.high, *(other for other, _ in r.others))]
+    known = _finite([numbers])
+    if not known.size:
+        return _empty("no values")
+    height = TOP + ROW * len(rows) + BOTTOM
+    x_range = _padded(np.append(known, 0.0), 0.04)
+    frame = _Frame(
+        x_range if zero else (0.0, max(x_range[1], 1e-9)), (0.0, 1.0), (WIDE, height), NAMES, right=2 * RIGHT
+    )
+    parts = [frame.x_axis(x_label)]
+    if zero:
+        parts.append(f'<path class="axis" d="M{frame.x(0):.1f} {TOP}V{height - BOTTOM}"/>')
+    parts += [_interval(row, frame, TOP + ROW * (number + 0.5)) for number, row in enumerate(rows)]
+    return _svg(parts, x_label, (WIDE, height), "chart wide")
+
+
+def scatter_chart(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str) -> str:
+    """One dot per pair on equal axes, with the diagonal on which both are the same."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    known = np.isfinite(x) & np.isfinite(y)
+    if not known.any():
+        return _empty("no values")
+    low, top = _padded(np.concatenate([x[known], y[known]]), 0.05)
+    frame = _Frame(*_equalised((low, top), (low, top)))
+    corner = f"M{frame.x(low):.1f} {frame.y(low):.1f}L{frame.x(top):.1f} {frame.y(top):.1f}"
+    dots = "".join(f'<circle cx="{frame.x(a):.1f}" cy="{frame.y(b):.1f}" r="2"/>'
+                   for a, b in zip(x[known], y[known], strict=True))  # fmt: skip
+    parts = [frame.axes(x_label, y_label), f'<path class="mark" d="{corner}"/>', f'<g class="scatter">{dots}</g>']
+    return _svg(parts, f"{y_label} over {x_label}")
+
+
+def small_chart(series: Sequence[Series], title: str, y_range: tuple[float, float], level: float | None = None) -> str:
+    """Lines with a dot at each value under a title, for many beside each other; `level` is a dashed line to compare."""
+    xs = _finite([s.x for s in series])
+    if not xs.size:
+        return ""
+    frame = _Frame(_padded(xs, 0.04), y_range, (SMALL_WIDTH, SMALL_HEIGHT), 38, top=26, bottom=20)
+    parts = [frame.axes("", "", count=3), f'<text class="title" x="4" y="13">{escape(title)}</text>']
+    if level is not None and math.isfinite(level):
+        parts.append(f'<path class="mark" d="M38 {frame.y(level):.1f}H{SMALL_WIDTH - RIGHT}"/>')
+    for line in series:
+        parts.append(_path(line, frame))
+        parts += [f'<circle class="dot {line.style}" cx="{frame.x(a):.1f}" cy="{frame.y(b):.1f}" r="2.6">'
+                  f"<title>{escape(line.label)} {a:g}: {b:.3g}</title></circle>"
+                  for a, b in zip(line.x, line.y, strict=True) if math.isfinite(b)]  # fmt: skip
+    return _svg(parts, title, (SMALL_WIDTH, SMALL_HEIGHT), "chart small")
+
+
+def colour_bar(colours: np.ndarray, low: float, high: float, unit: str, identifier: str = "depth-colours") -> str:
+    """Horizontal bar from `low` to `high` with ticks; colours (N,3) uint8 RGB, from low to high.
+
+    Two different bars on one page need two identifiers.
+    """
     shares = np.linspace(0, 1, len(colours))
     stops = "".join(
         f'<stop offset="{share:.3f}" stop-color="rgb({r},{g},{b})"/>'
@@ -85,8 +178,8 @@ def colour_bar(colours: np.ndarray, low: float, high: float, unit: str) -> str:
     label = escape(f"colours from {low:g} to {high:g}, {unit}")
     return (
         f'<svg class="chart bar-scale" viewBox="0 0 {WIDTH} 52" role="img" aria-label="{label}">'
-        f'<defs><linearGradient id="depth-colours">{stops}</linearGradient></defs>'
-        f'<rect x="10" y="4" width="400" height="14" rx="3" fill="url(#depth-colours)"/>{ticks}'
+        f'<defs><linearGradient id="{identifier}">{stops}</linearGradient></defs>'
+        f'<rect x="10" y="4" width="400" height="14" rx="3" fill="url(#{identifier})"/>{ticks}'
         f'<text x="210" y="49" text-anchor="middle">{escape(unit)}</text></svg>'
     )
 
@@ -105,33 +198,55 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 class _Frame:
     """Data → drawing units inside the margins."""
 
-    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]):
+    def __init__(self, x_range, y_range, size=(WIDTH, HEIGHT), left=LEFT, top=TOP, bottom=BOTTOM, right=RIGHT):
         self.x_range, self.y_range = x_range, y_range
+        self.left, self.right, self.top, self.bottom = left, size[0] - right, top, size[1] - bottom
+        self.height = size[1]
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
-        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
-    def axes(self, x_label: str, y_label: str) -> str:
-        bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-        parts = []
-        for value in nice_ticks(*self.x_range):
-            x = self.x(value)
-            parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{bottom}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{_number(value)}</text>')
-        for value in nice_ticks(*self.y_range):
+    def axes(self, x_label: str, y_label: str, count: int = 5) -> str:
+        parts = [self.x_axis(x_label, count)]
+        for value in nice_ticks(*self.y_range, count):
             y = self.y(value)
-            parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-        parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
-        below, beside = f'x="{(LEFT + right) / 2}" y="{HEIGHT - 6}"', f"translate(12 {(TOP + bottom) / 2}) rotate(-90)"
-        parts.append(f'<text {below} text-anchor="middle">{escape(x_label)}</text>')
+            parts.append(f'<path class="grid" d="M{self.left} {y:.1f}H{self.right}"/>')
+            parts.append(f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        beside = f"translate(12 {(self.top + self.bottom) / 2}) rotate(-90)"
         parts.append(f'<text transform="{beside}" text-anchor="middle">{escape(y_label)}</text>')
         return "".join(parts)
+
+    def x_axis(self, x_label: str, count: int = 5) -> str:
+        parts = []
+        for value in nice_ticks(*self.x_range, count):
+            x = self.x(value)
+            parts.append(f'<path class="grid" d="M{x:.1f} {self.top}V{self.bottom}"/>')
+            parts.append(f'<text x="{x:.1f}" y="{self.bottom + 15}" text-anchor="middle">{_number(value)}</text>')
+        parts.append(f'<path class="axis" d="M{self.left} {self.bottom}H{self.right}"/>')
+        below = f'x="{(self.left + self.right) / 2}" y="{self.height - 6}"'
+        parts.append(f'<text {below} text-anchor="middle">{escape(x_label)}</text>')
+        return "".join(parts)
+
+
+def _interval(row: Interval, frame: _Frame, y: float) -> str:
+    name = row.label if len(row.label) <= 28 else "…" + row.label[-27:]  # the end tells sequences apart
+    parts = [f'<text x="{NAMES - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>']
+    parts += [f'<path class="tick {style}" d="M{frame.x(other):.1f} {y - 6:.1f}v12"/>'
+              for other, style in row.others if math.isfinite(other)]  # fmt: skip
+    if math.isfinite(row.low) and math.isfinite(row.high):
+        bar = f"M{frame.x(row.low):.1f} {y:.1f}H{frame.x(row.high):.1f}"
+        parts.append(f'<path class="line thick {row.style}" d="{bar}"/>')
+    if math.isfinite(row.value):
+        known = math.isfinite(row.low) and math.isfinite(row.high)
+        words = f"{row.label}: {row.value:.4g}" + (f", {row.low:.4g} to {row.high:.4g}" if known else "")
+        parts.append(f'<circle class="dot {row.style}" cx="{frame.x(row.value):.1f}" cy="{y:.1f}" r="4">'
+                     f"<title>{escape(words)}</title></circle>")  # fmt: skip
+    return "".join(parts)
 
 
 def _path(series: Series, frame: _Frame) -> str:
@@ -167,9 +282,9 @@ def _marks(marks: Sequence[Mark], frame: _Frame) -> list[str]:
     return parts
 
 
-def _svg(parts: Sequence[str], label: str) -> str:
-    attributes = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}"'
-    return f'<svg class="chart" {attributes}>{"".join(parts)}</svg>'
+def _svg(parts: Sequence[str], label: str, size: tuple[int, int] = (WIDTH, HEIGHT), kind: str = "chart") -> str:
+    attributes = f'viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}"'
+    return f'<svg class="{kind}" {attributes}>{"".join(parts)}</svg>'
 
 
 def _empty(words: str) -> str:

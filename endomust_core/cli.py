@@ -1,7 +1,7 @@
 """The command `endomust`: one short function per command, heavy imports inside it; it prints and gives exit codes.
 
-0 done; 2 the user can mend it (one sentence on stderr); 130 stopped with Ctrl-C; 1 a fault of the program, which keeps
-its traceback. --debug shows the traceback of the other errors too.
+0 done; 2 the user can mend it (one sentence on stderr); 3 done, but something is missing from the results; 130 stopped
+with Ctrl-C; 1 a fault of the program, which keeps its traceback. --debug shows the traceback of the other errors too.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import shlex
 import sys
 import traceback
 from pathlib import Path
 
 from endomust_core import __version__
 
+BACKENDS = ("cpu", "cuda", "tensorrt", "openvino")
 OURS = ("endomust_core", "endomust_ros")
 EXTRAS = {  # module that is missing → the extra that brings it
     "torch": "train",
@@ -157,10 +159,47 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--list", action="store_true", help="what there is")
     add.add_argument("--accept-licence", action="store_true", help="for weights without commercial use")
 
-    add = commands.add_parser("evaluate", help="score the depth of a bundle on a data set with ground truth")
-    add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
-    add.add_argument("--data", required=True, metavar="NAME:PATH", help="such as scenes:runs/endomust-tiny/scenes/test")
-    add.add_argument("--scaling", choices=("median", "none"), default="median", help="per image (default median)")
+    add = commands.add_parser("evaluate", help="score a bundle, checkpoint or run on a data set with ground truth")
+    add.add_argument("model", type=Path, nargs="?", help="bundle, run folder or depth.pt (default: the one that ships)")
+    add.add_argument("--data", required=True, metavar="NAME:PATH", help="such as scared:/data/SCARED")
+    add.add_argument("--split", help="of the data set: its name, a sequence, or a file with a published list")
+    add.add_argument(
+        "--task", nargs="*", choices=("depth", "pose", "intrinsics"), help="default: all there is truth for"
+    )
+    add.add_argument("--scaling", choices=("median", "none"), help="per image (default: as the field scores this set)")
+    add.add_argument("--backend", choices=BACKENDS, default="cpu", help="what runs it (default cpu)")
+    add.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N images of every sequence")
+    add.add_argument("--corrupt", metavar="FAULT", help="smoke: five severities; smoke:3: that one; a,b; or all")
+    add.add_argument("--cache", type=Path, help="keep predictions here for the next time (default: none kept)")
+    add.add_argument("--out", type=Path, help="folder for report.html, report.json, images.jsonl (default: table only)")
+
+    add = commands.add_parser("compare", help="evaluations side by side, paired per image, with confidence intervals")
+    add.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="what evaluate wrote; the first is compared to"
+    )
+    add.add_argument("--out", type=Path, help="folder for compare.html, .json, .md (default: table only)")
+
+    add = commands.add_parser("prepare", help="a data set as downloaded → our layout, checked and resumable")
+    add.add_argument("name", help="scared, hamlyn, c3vd, simcol3d, servct, endoslam or stereomis")
+    add.add_argument("--raw", type=Path, required=True, help="folder of the download")
+    add.add_argument("--out", type=Path, required=True, help="folder for the sequences")
+
+    add = commands.add_parser("replay", help="a recording or video through the node's pipeline, offline, without ROS")
+    add.add_argument("source", type=Path, help="ROS 1 bag, rosbag2 (SQLite, MCAP), video file or folder of images")
+    add.add_argument("--bundle", type=Path, help="folder of the bundle (default: the one that ships)")
+    add.add_argument("--out", type=Path, required=True, help="folder for recording, trajectory, video, cloud, report")
+    add.add_argument("--topic", help="which images, where a recording has several")
+    add.add_argument("--camera", type=Path, metavar="YAML", help="ROS calibration in the place of camera_info")
+    add.add_argument("--rate", type=float, metavar="HZ", help="frames per second of a folder of images")
+    add.add_argument("--scale", type=float, default=1.0, help="multiplies depth and motion (default 1)")
+    add.add_argument("--points", action="store_true", help="record point clouds too")
+    add.add_argument("--no-color", action="store_true", help="leave out images and video")
+    add.add_argument("--no-cloud", action="store_true", help="leave out the joint cloud")
+    add.add_argument(
+        "--rerun", metavar="FILE", nargs="?", const="", help="show it in rerun's viewer, or write FILE.rrd"
+    )
+    add.add_argument("--backend", choices=BACKENDS, default="cpu", help="what runs the networks (default cpu)")
+    add.add_argument("--overwrite", action="store_true", help="replace earlier results")
 
     add = commands.add_parser("info", help="check a model bundle and say what it holds")
     add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
@@ -282,17 +321,101 @@ def fetch_command(options: argparse.Namespace) -> None:
     print(fetch(options.name, options.to, options.accept_licence))
 
 
-def evaluate_command(options: argparse.Namespace) -> None:
-    """Bundle and data set → table of depth scores, beside trivial predictors."""
-    from endomust_core.bundle import default_bundle, load_bundle
+def evaluate_command(options: argparse.Namespace) -> int:
+    """Model and data set → table beside trivial predictors, report.html; 3 where results are incomplete."""
     from endomust_core.data import open_dataset
-    from endomust_core.estimator import Estimator
     from endomust_core.evaluate import evaluate, markdown
+    from endomust_core.evaluation_page import page
     from endomust_core.importing import stderr_progress
+    from endomust_core.report import write_page
 
-    samples = open_dataset(options.data)
-    estimator = Estimator(load_bundle(options.bundle or default_bundle()))
-    print(markdown(evaluate(estimator, samples, options.scaling, stderr_progress())))
+    dataset = open_dataset(options.data, options.split)
+    found = evaluate(
+        open_model(options.model, options.backend),
+        dataset,
+        tasks=options.task,
+        scaling=options.scaling,
+        cache=options.cache,
+        out=options.out,
+        corruption=options.corrupt,
+        limit=options.limit,
+        command=shlex.join(["endomust", *sys.argv[1:]]),
+        progress=stderr_progress(),
+    )
+    if found.report["depth"]:
+        print(markdown(found.report["depth"]))
+    if options.out:
+        print(f"{write_page(options.out / 'report.html', page(found.report, found.shown))}: open it in a browser")
+    return incomplete(found.report["problems"])
+
+
+def open_model(path: Path | None, backend: str):
+    """A bundle (default: the one that ships), or with PyTorch the checkpoint or run folder at `path` → Predictor."""
+    from endomust_core.bundle import MANIFEST, default_bundle
+    from endomust_core.predictions import BundlePredictor
+
+    path = path or default_bundle()
+    if path.name == MANIFEST or (path / MANIFEST).is_file() or not path.exists():
+        return BundlePredictor(path, (backend,))
+    from endomust_core.learning.eager import open_eager
+
+    return open_eager(path, backend)
+
+
+def incomplete(problems: list[str]) -> int:
+    """0, or 3 after saying what is missing from the results."""
+    for sentence in problems:
+        print(f"endomust: {sentence}", file=sys.stderr)
+    return 3 if problems else 0
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    """Folders of evaluations → table and page; 3 where one of them is incomplete."""
+    from endomust_core.compare import compare, markdown, write
+
+    comparison = compare(options.folders)
+    print(markdown(comparison))
+    if options.out:
+        print(f"{write(comparison, options.out)}: open it in a browser")
+    return 0 if comparison["complete"] else 3
+
+
+def prepare_command(options: argparse.Namespace) -> int:
+    """Download → our layout; 3 where anything is missing."""
+    from endomust_core.importing import stderr_progress
+    from endomust_core.prepare import prepare
+
+    report = prepare(options.name, options.raw, options.out, progress=stderr_progress())
+    print(report.text())
+    return 0 if report.complete else 3
+
+
+def replay_command(options: argparse.Namespace) -> int:
+    """Source → what the node would have said, and a report; 3 where a part of the source could not be answered."""
+    from endomust_core.importing import stderr_progress
+    from endomust_core.replay import replay
+
+    result = replay(
+        options.source,
+        options.bundle,
+        options.out,
+        topic=options.topic,
+        camera=options.camera,
+        rate=options.rate,
+        scale=options.scale,
+        points=options.points,
+        color=not options.no_color,
+        fused=not options.no_cloud,
+        overwrite=options.overwrite,
+        rerun=options.rerun,
+        providers=(options.backend,),
+        progress=stderr_progress(),
+    )
+    for name, path in result.files.items():
+        print(f"{name}: {path}")
+    for sentence in result.notes:
+        print(f"note: {sentence}")
+    return incomplete(result.problems)
 
 
 def info_command(options: argparse.Namespace) -> None:
@@ -347,6 +470,9 @@ COMMANDS = {
     "convert": convert_command,
     "fetch": fetch_command,
     "evaluate": evaluate_command,
+    "compare": compare_command,
+    "prepare": prepare_command,
+    "replay": replay_command,
     "info": info_command,
 }
 

@@ -1,4 +1,4 @@
-"""Points (N,3) [m] + colours (N,3) uint8 → HTML: a cloud to turn with mouse or finger; no library, network or GPU.
+"""Points (N,3) [m] + colours (N,3) uint8, and paths → HTML: a scene to turn with mouse or finger; no library or GPU.
 
 The points are drawn into a pixel buffer with a depth buffer in plain JavaScript: 60 000 points take a few milliseconds,
 and the page looks the same on a hospital computer without WebGL. Axes as in the camera: x right, y down, z forward.
@@ -7,30 +7,101 @@ and the page looks the same on a hospital computer without WebGL. Axes as in the
 from __future__ import annotations
 
 import base64
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 MOST_POINTS = 60_000
-HELP = (
-    "Drag to turn, wheel or pinch to zoom, shift-drag to move, double click to start again. The red, green and blue "
-    "lines at the camera are its x (right), y (down) and z (forward), 1 cm long."
-)
+LONGEST = 2000  # vertices of a path
+TURN = "Drag to turn, wheel or pinch to zoom, shift-drag to move, double click to start again."
 
 
-def cloud_view(points: np.ndarray, colours: np.ndarray | None, identifier: str = "cloud") -> str:
-    """A canvas with the finite points; more than MOST_POINTS are thinned out evenly, at random with a fixed seed."""
+@dataclass(frozen=True)
+class Path3D:
+    """A line through (N,3) positions [m], not finite ones left out; `style` is a colour of the page's style sheet."""
+
+    positions: np.ndarray
+    style: str = "first"
+    width: float = 2.0  # CSS pixels
+    start: bool = True  # a dot where it starts
+
+
+def cloud_view(
+    points: np.ndarray, colours: np.ndarray | None, identifier: str = "cloud", paths: Sequence[Path3D] = ()
+) -> str:
+    """A canvas with the finite points and paths; more than MOST_POINTS are thinned out evenly, with a fixed seed.
+
+    The camera of the points sits at the origin, where lines of 1 cm show its axes. Two views on one page need two
+    identifiers.
+    """
     points, colours = _thinned(points, colours)
     if not len(points):
         return '<p class="note">The cloud has no points.</p>'
-    xyz = base64.b64encode(points.astype("<f4").tobytes()).decode()
-    rgb = base64.b64encode(colours.tobytes()).decode()
+    centre = np.median(points, axis=0)
+    radius = float(np.quantile(np.linalg.norm(points - centre, axis=1), 0.95))
+    words = f"{len(points)} points. {TURN} {_axes_words('at the camera', 'x (right), y (down) and z (forward), 1 cm')}"
+    return _view(points, colours, paths, centre, radius, ([0.0, 0.0, 0.0], 0.01), words, identifier)
+
+
+def path_view(paths: Sequence[Path3D], identifier: str = "path") -> str:
+    """A canvas with paths alone in a box that holds them; lengths in the text under it."""
+    known = [positions for path in paths if len(positions := _finite(path.positions))]
+    if not known:
+        return '<p class="note">There is no path.</p>'
+    joined = np.concatenate(known)
+    low, high = joined.min(axis=0), joined.max(axis=0)
+    centre, radius = (low + high) / 2, float(np.linalg.norm(high - low)) * 0.6 or 0.01
+    length = 10.0 ** math.floor(math.log10(radius))
+    sides = " x ".join(f"{1e3 * side:.3g}" for side in high - low)
+    words = f"The box is {sides} mm. {TURN} {_axes_words('in the corner', f'x, y and z, {1e3 * length:g} mm')}"
+    box = [Path3D(edge, "muted", 0.6, start=False) for edge in _box_edges(low, high)]
+    none = np.zeros((0, 3))
+    return _view(none, none, [*box, *paths], centre, radius, (low.tolist(), length), words, identifier)
+
+
+def _axes_words(where: str, axes: str) -> str:
+    return f"The red, green and blue lines {where} are {axes} long."
+
+
+def _view(points, colours, paths, centre, radius, axes, words: str, identifier: str) -> str:
+    xyz = base64.b64encode(np.asarray(points, "<f4").tobytes()).decode()
+    rgb = base64.b64encode(np.asarray(colours, np.uint8).tobytes()).decode()
+    scene = {
+        "centre": [float(v) for v in centre],
+        "radius": radius if radius > 0 else 0.01,
+        "origin": axes[0],
+        "axis": axes[1],
+        "paths": [_vertices(path) for path in paths],
+    }
     return (
-        f'<div class="cloud"><canvas id="{identifier}" tabindex="0" aria-label="point cloud; arrow keys turn it">'
-        f'</canvas><p class="note">{len(points)} points. {HELP}</p></div>'
+        f'<div class="cloud"><canvas id="{identifier}" tabindex="0" aria-label="three-dimensional view; arrow keys '
+        f'turn it"></canvas><p class="note">{words}</p></div>'
         f'<script type="text/plain" id="{identifier}-xyz">{xyz}</script>'
         f'<script type="text/plain" id="{identifier}-rgb">{rgb}</script>'
-        f"<script>({SCRIPT})({identifier!r});</script>"
+        f"<script>({SCRIPT})({json.dumps(identifier)}, {json.dumps(scene)});</script>"
     )
+
+
+def _vertices(path: Path3D) -> dict:
+    positions = _finite(path.positions)
+    positions = positions[:: max(1, math.ceil(len(positions) / LONGEST))]
+    flat = [float(f"{value:.6g}") for value in positions.ravel()]
+    return {"style": path.style, "width": path.width, "start": path.start, "xyz": flat}
+
+
+def _finite(positions: np.ndarray) -> np.ndarray:
+    positions = np.asarray(positions, np.float64).reshape(-1, 3)
+    return positions[np.isfinite(positions).all(axis=1)]
+
+
+def _box_edges(low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
+    corners = np.array(list(itertools.product((0, 1), repeat=3)))
+    edges = [pair for pair in itertools.combinations(corners, 2) if np.abs(pair[0] - pair[1]).sum() == 1]
+    return [np.where(np.array(edge), high, low) for edge in edges]
 
 
 def _thinned(points: np.ndarray, colours: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -44,16 +115,11 @@ def _thinned(points: np.ndarray, colours: np.ndarray | None) -> tuple[np.ndarray
     return points, np.ascontiguousarray(colours)
 
 
-SCRIPT = """function (id) {
+SCRIPT = """function (id, scene) {
   const bytes = name => Uint8Array.from(atob(document.getElementById(id + name).textContent), c => c.charCodeAt(0));
   const xyz = new Float32Array(bytes('-xyz').buffer), rgb = bytes('-rgb'), count = xyz.length / 3;
   const canvas = document.getElementById(id), context = canvas.getContext('2d');
-  const median = axis => { const v = new Float32Array(count); for (let i = 0; i < count; i++) v[i] = xyz[3 * i + axis];
-    v.sort(); return v[count >> 1]; };
-  const centre = [median(0), median(1), median(2)];
-  const reach = new Float32Array(count);
-  for (let i = 0; i < count; i++) reach[i] = Math.hypot(xyz[3*i]-centre[0], xyz[3*i+1]-centre[1], xyz[3*i+2]-centre[2]);
-  const radius = reach.slice().sort()[Math.floor(count * 0.95)] || 0.01;
+  const {centre, radius} = scene;
   let yaw, pitch, zoom, shiftX, shiftY, image, depth, waiting = false;
   function home() { yaw = -0.45; pitch = -0.3; zoom = 1; shiftX = 0; shiftY = 0; }
   function ask() { if (!waiting) { waiting = true; requestAnimationFrame(() => { waiting = false; draw(); }); } }
@@ -87,11 +153,28 @@ SCRIPT = """function (id) {
           if (p[2] < depth[y * w + x]) { depth[y * w + x] = p[2]; pixels[y * w + x] = colour; }
     }
     context.putImageData(image, 0, 0);
-    const origin = project(0, 0, 0);
-    [['#d33', 0.01, 0, 0], ['#2a2', 0, 0.01, 0], ['#36d', 0, 0, 0.01]].forEach(([colour, x, y, z]) => {
-      const tip = project(x, y, z);
+    const ratio = canvas.width / canvas.clientWidth, colours = getComputedStyle(canvas);
+    const colour = style => colours.getPropertyValue('--' + style) || '#888';
+    const pen = (style, width) => {
+      context.strokeStyle = context.fillStyle = style; context.lineWidth = width * ratio;
+      context.lineJoin = 'round'; context.beginPath(); };
+    for (const path of scene.paths) {
+      pen(colour(path.style), path.width);
+      let down = false, first = null;
+      for (let i = 0; i < path.xyz.length; i += 3) {
+        const p = project(path.xyz[i], path.xyz[i + 1], path.xyz[i + 2]);
+        if (p) { if (down) context.lineTo(p[0], p[1]); else context.moveTo(p[0], p[1]); first = first || p; }
+        down = p !== null;
+      }
+      context.stroke();
+      if (path.start && first) {
+        context.beginPath(); context.arc(first[0], first[1], 4 * ratio, 0, 7); context.fill(); }
+    }
+    const [ox, oy, oz] = scene.origin, origin = project(ox, oy, oz), l = scene.axis;
+    [['#d33', l, 0, 0], ['#2a2', 0, l, 0], ['#36d', 0, 0, l]].forEach(([style, x, y, z]) => {
+      const tip = project(ox + x, oy + y, oz + z);
       if (!origin || !tip) return;
-      context.strokeStyle = colour; context.lineWidth = Math.max(2, dot); context.beginPath();
+      pen(style, 2);
       context.moveTo(origin[0], origin[1]); context.lineTo(tip[0], tip[1]); context.stroke();
     });
   }
@@ -123,5 +206,6 @@ SCRIPT = """function (id) {
     if (e.key === '+' || e.key === '-') zoomBy(e.key === '+' ? 1.15 : 1 / 1.15);
   });
   new ResizeObserver(ask).observe(canvas);
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', ask);
   home(); draw();
 }"""

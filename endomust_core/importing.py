@@ -28,7 +28,7 @@ class Source:
     path: Path
     announced: int
     rate: float | None
-    frames: Iterator[tuple[str, np.ndarray]]  # name for messages to people, (H,W,3) uint8 BGR
+    frames: Iterator[tuple[str, np.ndarray | None]]  # name for messages to people, (H,W,3) uint8 BGR or None if broken
 
 
 def import_frames(
@@ -82,15 +82,18 @@ def import_frames(
     return count
 
 
-def open_source(path: Path) -> Source:
-    """Open a video file or a folder of images; RecordingError when it is neither."""
+def open_source(path: Path, skip_broken: bool = False) -> Source:
+    """Open a video file or a folder of images; RecordingError when it is neither.
+
+    An image of a folder that does not decode raises RecordingError too or, with `skip_broken`, comes as None.
+    """
     if not path.exists():
         raise RecordingError(f"{path} does not exist; check the path of the video or image folder")
     if path.is_dir():
         files = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=_natural_order)
         if not files:
             raise RecordingError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}); name the folder that does")
-        return Source(path, len(files), None, _folder_frames(files))
+        return Source(path, len(files), None, _folder_frames(files, skip_broken))
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise RecordingError(f"{path} is not a video that OpenCV can decode; convert it: ffmpeg -i {path.name} OUT.mp4")
@@ -166,10 +169,10 @@ def _natural_order(path: Path) -> list:
     return key
 
 
-def _folder_frames(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
+def _folder_frames(files: list[Path], skip_broken: bool) -> Iterator[tuple[str, np.ndarray | None]]:
     for file in files:
         bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
-        if bgr is None:
+        if bgr is None and not skip_broken:
             raise RecordingError(f"{file} does not decode as an image; remove or mend it and import again")
         yield file.name, bgr
 

@@ -1,4 +1,4 @@
-"""Recordings on disk: numpy → one rosbag2 MCAP file, and any rosbag2 recording → messages. Stamps are integers [ns].
+"""Recordings on disk: numpy → one rosbag2 MCAP file, and any ROS 1 or 2 recording → messages. Stamps are integers [ns].
 
 A finished recording is one `.mcap` file with the message definitions, a chunk index and a summary inside, so `ros2 bag
 play`, `ros2 bag info` and viewers open it without a `metadata.yaml` beside it. While it is written it lives in a hidden
@@ -7,25 +7,33 @@ folder next to its final name; a writer that fails or is interrupted leaves noth
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from rosbags.highlevel import AnyReader
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
-from rosbags.typesys import Stores, TypesysError, get_typestore
+from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 
 from endomust_core.camera import Camera
-from endomust_core.odometry import quaternion_from_matrix
+from endomust_core.mcap_scan import McapScan
+from endomust_core.odometry import OdometryState, quaternion_from_matrix
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 POSE_STAMPED = "geometry_msgs/msg/PoseStamped"
+ODOMETRY = "nav_msgs/msg/Odometry"
+POINT_CLOUD = "sensor_msgs/msg/PointCloud2"
+TF_MESSAGE = "tf2_msgs/msg/TFMessage"
+DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
+STRING = "std_msgs/msg/String"
 
 IMAGE_TOPIC = "/endoscope/image_raw"
 COMPRESSED_TOPIC = "/endoscope/image_raw/compressed"
@@ -43,6 +51,19 @@ DISTORTION = {  # Camera.model → ROS distortion_model, number of coefficients 
     "rational_polynomial": ("rational_polynomial", 8),
     "equidistant": ("equidistant", 4),
 }
+# What `ros2 bag play` must offer for a topic that late subscribers need too.
+NO_TIME = QosTime(0, 0)
+LATCHED = Qos(
+    QosHistory.KEEP_LAST,
+    1,
+    QosReliability.RELIABLE,
+    QosDurability.TRANSIENT_LOCAL,
+    NO_TIME,
+    NO_TIME,
+    QosLiveliness.SYSTEM_DEFAULT,
+    NO_TIME,
+    False,
+)
 log = logging.getLogger(__name__)
 
 
@@ -107,11 +128,16 @@ class RecordingWriter:
             self._bag.storage.abort()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def write_raw(self, topic: str, msgtype: str, cdr: bytes, stamp_ns: int) -> None:
-        """Write one serialised message (CDR with its four-byte header) at its log time."""
+    def write_raw(
+        self, topic: str, msgtype: str, cdr: bytes | memoryview, stamp_ns: int, latched: bool = False
+    ) -> None:
+        """Write one serialised message (CDR with its four-byte header) at its log time.
+
+        `latched` is for topics whose last message late subscribers get too. The first message of a topic decides.
+        """
         connection = self._connections.get(topic)
         if connection is None:
-            connection = self._connect(topic, msgtype)
+            connection = self._connect(topic, msgtype, latched)
         elif connection.msgtype != msgtype:
             raise RecordingError(f"{topic} carries {connection.msgtype}; {msgtype} cannot be written to it too")
         try:
@@ -120,8 +146,19 @@ class RecordingWriter:
             raise RecordingError(f"cannot write {self.path}: {error.strerror}; is the disk full?") from error
         self.counts[topic] += 1
 
-    def write_image(self, topic: str, image: np.ndarray, stamp_ns: int, frame_id: str, encoding: str = "rgb8") -> None:
-        """Write (H,W), (H,W,C) uint8, uint16 or float32 pixels as they are, as sensor_msgs/Image."""
+    def write_image(
+        self,
+        topic: str,
+        image: np.ndarray,
+        stamp_ns: int,
+        frame_id: str,
+        encoding: str = "rgb8",
+        log_ns: int | None = None,
+    ) -> None:
+        """Write (H,W), (H,W,C) uint8, uint16 or float32 pixels as they are, as sensor_msgs/Image.
+
+        `log_ns` is the time at which a player sends the message; here and below it defaults to the stamp.
+        """
         rows = np.ascontiguousarray(image)
         message = self._new(
             IMAGE,
@@ -133,10 +170,16 @@ class RecordingWriter:
             step=rows.strides[0],
             data=rows.reshape(-1).view(np.uint8),
         )
-        self._write(topic, IMAGE, message, stamp_ns)
+        self._write(topic, IMAGE, message, stamp_ns if log_ns is None else log_ns)
 
     def write_compressed(
-        self, topic: str, data: bytes, stamp_ns: int, frame_id: str, format: str = "rgb8; jpeg compressed bgr8"
+        self,
+        topic: str,
+        data: bytes,
+        stamp_ns: int,
+        frame_id: str,
+        format: str = "rgb8; jpeg compressed bgr8",
+        log_ns: int | None = None,
     ) -> None:
         """Write JPEG or PNG bytes as sensor_msgs/CompressedImage; the default format is what image_transport writes."""
         message = self._new(
@@ -145,10 +188,16 @@ class RecordingWriter:
             format=format,
             data=np.frombuffer(data, np.uint8),
         )
-        self._write(topic, COMPRESSED_IMAGE, message, stamp_ns)
+        self._write(topic, COMPRESSED_IMAGE, message, stamp_ns if log_ns is None else log_ns)
 
     def write_camera_info(
-        self, topic: str, camera: Camera | None, stamp_ns: int, frame_id: str, size: tuple[int, int] | None = None
+        self,
+        topic: str,
+        camera: Camera | None,
+        stamp_ns: int,
+        frame_id: str,
+        size: tuple[int, int] | None = None,
+        log_ns: int | None = None,
     ) -> None:
         """Write camera_info; without a camera, K = 0 at `size` (width, height): "uncalibrated" by ROS convention."""
         if camera is None and size is None:
@@ -173,18 +222,11 @@ class RecordingWriter:
                 "sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
             ),
         )
-        self._write(topic, CAMERA_INFO, message, stamp_ns)
+        self._write(topic, CAMERA_INFO, message, stamp_ns if log_ns is None else log_ns)
 
     def write_pose(self, topic: str, T_frame_camera: np.ndarray, stamp_ns: int, frame_id: str = "world") -> None:
         """Write a (4,4) pose [m] of the optical camera frame in `frame_id` as geometry_msgs/PoseStamped."""
-        x, y, z, w = (float(value) for value in quaternion_from_matrix(np.asarray(T_frame_camera)[:3, :3]))
-        px, py, pz = (float(value) for value in np.asarray(T_frame_camera)[:3, 3])
-        pose = self._new(
-            "geometry_msgs/msg/Pose",
-            position=self._new("geometry_msgs/msg/Point", x=px, y=py, z=pz),
-            orientation=self._new("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w),
-        )
-        message = self._new(POSE_STAMPED, header=self._header(stamp_ns, frame_id), pose=pose)
+        message = self._new(POSE_STAMPED, header=self._header(stamp_ns, frame_id), pose=self._pose(T_frame_camera))
         self._write(topic, POSE_STAMPED, message, stamp_ns)
 
     def write_depth(self, topic: str, depth: np.ndarray, stamp_ns: int, frame_id: str, compact: bool = False) -> None:
@@ -195,14 +237,119 @@ class RecordingWriter:
         _, png = cv2.imencode(".png", depth_to_units(depth), [cv2.IMWRITE_PNG_COMPRESSION, 6])
         self.write_compressed(topic, png.tobytes(), stamp_ns, frame_id, DEPTH_PNG_FORMAT)
 
-    def _connect(self, topic: str, msgtype: str):
+    def write_odometry(
+        self, topic: str, state: OdometryState, stamp_ns: int, odom_frame: str, frame_id: str, log_ns: int | None = None
+    ) -> None:
+        """Write a pose [m] in `odom_frame` and twist [m/s, rad/s] in `frame_id` as nav_msgs/Odometry."""
+        twist = np.zeros(6) if state.twist is None else state.twist
+        message = self._new(
+            ODOMETRY,
+            header=self._header(stamp_ns, odom_frame),
+            child_frame_id=frame_id,
+            pose=self._new(
+                "geometry_msgs/msg/PoseWithCovariance",
+                pose=self._pose(state.T_odom_camera),
+                covariance=np.ascontiguousarray(state.pose_covariance, np.float64).reshape(-1),
+            ),
+            twist=self._new(
+                "geometry_msgs/msg/TwistWithCovariance",
+                twist=self._new(
+                    "geometry_msgs/msg/Twist",
+                    linear=self._vector(twist[:3]),
+                    angular=self._vector(twist[3:]),
+                ),
+                covariance=np.ascontiguousarray(state.twist_covariance, np.float64).reshape(-1),
+            ),
+        )
+        self._write(topic, ODOMETRY, message, stamp_ns if log_ns is None else log_ns)
+
+    def write_transform(
+        self, T_parent_child: np.ndarray, stamp_ns: int, parent: str, child: str, log_ns: int | None = None
+    ) -> None:
+        """Write one (4,4) transform [m] to /tf."""
+        pose = self._pose(T_parent_child)
+        transform = self._new(
+            "geometry_msgs/msg/TransformStamped",
+            header=self._header(stamp_ns, parent),
+            child_frame_id=child,
+            transform=self._new(
+                "geometry_msgs/msg/Transform",
+                translation=self._vector(np.asarray(T_parent_child)[:3, 3]),
+                rotation=pose.orientation,
+            ),
+        )
+        message = self._new(TF_MESSAGE, transforms=[transform])
+        self._write("/tf", TF_MESSAGE, message, stamp_ns if log_ns is None else log_ns)
+
+    def write_cloud(
+        self, topic: str, points: np.ndarray, stamp_ns: int, frame_id: str, log_ns: int | None = None
+    ) -> None:
+        """Write an organised cloud (H,W,4) float32, as `cloud.fill_cloud` makes it: x, y, z [m] and rgb."""
+        height, width = points.shape[:2]
+        fields = [
+            self._new("sensor_msgs/msg/PointField", name=name, offset=4 * place, datatype=7, count=1)
+            for place, name in enumerate(("x", "y", "z", "rgb"))
+        ]
+        message = self._new(
+            POINT_CLOUD,
+            header=self._header(stamp_ns, frame_id),
+            height=height,
+            width=width,
+            fields=fields,
+            is_bigendian=False,
+            point_step=16,
+            row_step=16 * width,
+            data=np.ascontiguousarray(points, np.float32).reshape(-1).view(np.uint8),
+            is_dense=False,
+        )
+        self._write(topic, POINT_CLOUD, message, stamp_ns if log_ns is None else log_ns)
+
+    def write_diagnostics(self, statuses: Iterable[tuple[str, int, str, dict]], stamp_ns: int, log_ns: int) -> None:
+        """Write (name, level 0 OK | 1 WARN | 2 ERROR, sentence, values) of every task to /diagnostics."""
+        array = [
+            self._new(
+                "diagnostic_msgs/msg/DiagnosticStatus",
+                level=level,
+                name=name,
+                message=sentence,
+                hardware_id="",
+                values=[
+                    self._new("diagnostic_msgs/msg/KeyValue", key=key, value=str(value))
+                    for key, value in values.items()
+                ],
+            )
+            for name, level, sentence, values in statuses
+        ]
+        message = self._new(DIAGNOSTIC_ARRAY, header=self._header(stamp_ns, ""), status=array)
+        self._write("/diagnostics", DIAGNOSTIC_ARRAY, message, log_ns)
+
+    def write_string(self, topic: str, text: str, log_ns: int, latched: bool = False) -> None:
+        """Write std_msgs/String."""
+        cdr = self._types.serialize_cdr(self._new(STRING, data=text), STRING)
+        self.write_raw(topic, STRING, cdr, log_ns, latched)
+
+    def _connect(self, topic: str, msgtype: str, latched: bool = False):
+        qos = [LATCHED] if latched else []
         try:
-            connection = self._bag.add_connection(topic, msgtype, typestore=self._types)
+            connection = self._bag.add_connection(topic, msgtype, typestore=self._types, offered_qos_profiles=qos)
         except (TypesysError, WriterError) as error:
             raise RecordingError(f"{topic}: the type {msgtype} is not known here, so it cannot be recorded") from error
         self._connections[topic] = connection
         self.counts[topic] = 0
         return connection
+
+    def _pose(self, T: np.ndarray):
+        x, y, z, w = (float(value) for value in quaternion_from_matrix(np.asarray(T)[:3, :3]))
+        px, py, pz = (float(value) for value in np.asarray(T)[:3, 3])
+        return self._new(
+            "geometry_msgs/msg/Pose",
+            position=self._new("geometry_msgs/msg/Point", x=px, y=py, z=pz),
+            orientation=self._new("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w),
+        )
+
+    def _vector(self, values: np.ndarray):
+        x, y, z = (float(value) for value in values)
+        return self._new("geometry_msgs/msg/Vector3", x=x, y=y, z=z)
 
     def _new(self, msgtype: str, **fields):
         return self._types.types[msgtype](**fields)
@@ -213,26 +360,55 @@ class RecordingWriter:
         return self._new("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
 
     def _write(self, topic: str, msgtype: str, message, stamp_ns: int) -> None:
-        self.write_raw(topic, msgtype, bytes(self._types.serialize_cdr(message, msgtype)), stamp_ns)
+        self.write_raw(topic, msgtype, self._types.serialize_cdr(message, msgtype), stamp_ns)
 
 
 class RecordingReader:
-    """Opens one .mcap file or a rosbag2 folder (mcap or sqlite3); a context manager, usable without `with` too."""
+    """Opens an .mcap or .db3 file, a rosbag2 folder or a ROS 1 .bag; a context manager, usable without `with` too.
 
-    def __init__(self, path: str | Path):
+    Messages of a ROS 1 bag come out as those of ROS 2 of the same name. `faults` are sentences about what could not be
+    read; it fills up while `messages` runs, and only with `recover`.
+    """
+
+    def __init__(self, path: str | Path, recover: bool = False):
+        """`recover` reads what is left of an .mcap file without end, or with a damaged middle, instead of raising."""
         self.path = Path(path)
+        self.faults: list[str] = []
+        self._recover = recover and self.path.suffix == ".mcap" and self.path.is_file()
+        self._scan: McapScan | None = None
+        self._ros2_types = get_typestore(Stores.ROS2_JAZZY)
         _check_kind(self.path)
         try:
-            self._bag = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
+            self._bag = AnyReader([self.path], default_typestore=self._ros2_types)
             self._bag.open()
         except Exception as error:  # the reader meets foreign bytes here: it may fail in any way
-            raise RecordingError(_why_unreadable(self.path, error)) from error
+            self._open_scan(error)
+            return
         self.topics: dict[str, str] = {c.topic: c.msgtype for c in self._bag.connections}
         self._counts: dict[str, int] = {}
         for connection in self._bag.connections:
             self._counts[connection.topic] = self._counts.get(connection.topic, 0) + connection.msgcount
         self.start_ns: int = self._bag.start_time if self._counts else 0
         self.duration_s: float = max(0, self._bag.duration - 1) / 1e9 if sum(self._counts.values()) else 0.0
+
+    def _open_scan(self, error: Exception) -> None:
+        """Learn what is left of an MCAP file that does not open; RecordingError where that is nothing."""
+        words = _why_unreadable(self.path, error)
+        if not self._recover:
+            raise RecordingError(words) from error
+        try:
+            self._scan = McapScan(self.path)
+        except Exception as damage:  # the bytes are foreign here too
+            raise RecordingError(words) from damage
+        if not self._scan.counts:
+            raise RecordingError(f"{words}; no message can be read from it") from error
+        self.topics = {c.topic: c.msgtype for c in self._scan.channels.values()}
+        self._counts = dict(self._scan.counts)
+        self.start_ns = self._scan.start_ns
+        self.duration_s = (self._scan.end_ns - self._scan.start_ns) / 1e9
+        found = "; ".join(self._scan.faults) or f"the index cannot be used: {error}"
+        total = sum(self._counts.values())
+        self.faults.append(f"{self.path.name} is cut short or was never finished ({found}); {total} messages were read")
 
     def __enter__(self) -> RecordingReader:
         return self
@@ -242,7 +418,7 @@ class RecordingReader:
 
     def close(self) -> None:
         """Close the file; harmless when called twice."""
-        if self._bag.stack is not None:
+        if self._scan is None and self._bag.stack is not None:
             self._bag.close()
 
     def count(self, topic: str) -> int:
@@ -258,6 +434,56 @@ class RecordingReader:
                 return topic
         raise RecordingError(f"{self.path} holds no camera images; its topics: {self.describe_topics()}")
 
+    def camera_topic(self, asked: str | None = None) -> str:
+        """The images to work on: `asked`, or the only colour stream; RecordingError with the candidates otherwise.
+
+        A stream that is recorded raw and compressed counts once, and its raw form is taken, as the node does.
+        """
+        images = sorted(t for t, kind in self.topics.items() if kind in (IMAGE, COMPRESSED_IMAGE) and self.count(t))
+        if asked is not None:
+            for topic in (asked, f"{asked}/compressed"):
+                if topic in images:
+                    return topic
+            raise RecordingError(
+                f"{self.path} has no images on {asked}; there are images on: {self._listed(images)}"
+                if images
+                else f"{self.path} has no images on {asked}; its topics: {self.describe_topics()}"
+            )
+        streams: dict[str, str] = {}
+        for topic in images:  # sorted: /image comes before /image/compressed
+            if "depth" not in topic:
+                streams.setdefault(topic.removesuffix("/compressed"), topic)
+        if len(streams) == 1:
+            return next(iter(streams.values()))
+        if not streams:
+            raise RecordingError(f"{self.path} holds no camera images; its topics: {self.describe_topics()}")
+        raise RecordingError(
+            f"{self.path} holds {len(streams)} image streams; choose one with --topic: "
+            f"{self._listed(list(streams.values()))}"
+        )
+
+    def camera_info_topic(self, image_topic: str) -> str | None:
+        """The camera_info of an image topic: its sibling, else the only one when there is one camera; None without."""
+        infos = [t for t, kind in self.topics.items() if kind == CAMERA_INFO and self.count(t)]
+        sibling = image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
+        if sibling in infos:
+            return sibling
+        cameras = {
+            t.removesuffix("/compressed")
+            for t, kind in self.topics.items()
+            if kind in (IMAGE, COMPRESSED_IMAGE) and "depth" not in t
+        }
+        return infos[0] if len(infos) == len(cameras) == 1 else None
+
+    def first(self, topic: str):
+        """The first message of a topic, deserialised; None where there is none."""
+        for _, msgtype, _, cdr in self.messages([topic]):
+            return self.deserialize(msgtype, cdr)
+        return None
+
+    def _listed(self, topics: list[str]) -> str:
+        return ", ".join(f"{t} ({self.topics[t]}, {self.count(t)})" for t in topics) or "none"
+
     def describe_topics(self) -> str:
         """`/topic (type, count)` of every topic, for messages to people."""
         if not self.topics:
@@ -270,27 +496,56 @@ class RecordingReader:
             for topic in topics:
                 if topic not in self.topics:
                     raise RecordingError(f"{self.path} has no topic {topic}; its topics: {self.describe_topics()}")
-        chosen = [c for c in self._bag.connections if topics is None or c.topic in topics]
-        if not chosen:
+        if self._scan is not None:
+            yield from self._scan.messages(topics)
             return
+        seen: dict[str, int] = {}  # topic → log time of its last message
         try:
-            for connection, stamp_ns, cdr in self._bag.messages(chosen):
-                yield connection.topic, connection.msgtype, stamp_ns, bytes(cdr)
+            for topic, msgtype, log_ns, cdr in self._indexed(topics):
+                seen[topic] = log_ns
+                yield topic, msgtype, log_ns, cdr
         except RecordingError:
             raise
         except Exception as error:  # a damaged chunk in the middle
-            raise RecordingError(f"{self.path} is damaged: {error}; copy or record it again") from error
+            if not self._recover:
+                raise RecordingError(f"{self.path} is damaged: {error}; copy or record it again") from error
+            yield from self._rest(topics, seen, error)
+
+    def _indexed(self, topics: list[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
+        chosen = [c for c in self._bag.connections if topics is None or c.topic in topics]
+        if not chosen:
+            return
+        for connection, log_ns, raw in self._bag.messages(chosen):
+            msgtype = connection.msgtype
+            if not self._bag.is2:
+                raw = self._types_of(msgtype).ros1_to_cdr(raw, msgtype)
+            yield connection.topic, msgtype, log_ns, bytes(raw)
+
+    def _rest(self, topics, seen: dict[str, int], error: Exception) -> Iterator[tuple[str, str, int, bytes]]:
+        """What lies behind a damaged place, found without the index."""
+        scan = McapScan(self.path)
+        self.faults.append(f"{self.path.name} is damaged ({'; '.join(scan.faults) or error}); the rest of it was read")
+        for topic, msgtype, log_ns, cdr in scan.messages(topics):
+            if log_ns > seen.get(topic, -1):
+                yield topic, msgtype, log_ns, cdr
 
     def deserialize(self, msgtype: str, cdr: bytes):
-        """CDR bytes → object with the fields of the ROS message (arrays are numpy)."""
+        """CDR bytes → object with the fields of the ROS 2 message (arrays are numpy)."""
         try:
-            return self._bag.deserialize(cdr, msgtype)
+            return self._types_of(msgtype).deserialize_cdr(cdr, msgtype)
         except Exception as error:
             raise RecordingError(f"{self.path}: a {msgtype} message cannot be read: {error}") from error
 
+    def _types_of(self, msgtype: str):
+        """The definitions in the file; for ROS 1 those of ROS 2, whose fields have the names that are used here."""
+        if self._scan is not None:
+            return _types_in(self._scan, self._ros2_types)
+        known = msgtype in self._ros2_types.fielddefs
+        return self._ros2_types if known and not self._bag.is2 else self._bag.typestore
+
     def has_header(self, msgtype: str) -> bool:
         """Whether the message begins with std_msgs/Header, so that its stamp sits in bytes 4 to 12 of the CDR."""
-        fields = self._bag.typestore.fielddefs[msgtype][1]
+        fields = self._types_of(msgtype).fielddefs[msgtype][1]
         return bool(fields) and fields[0][1][1] == "std_msgs/msg/Header"
 
 
@@ -299,6 +554,22 @@ def depth_to_units(depth: np.ndarray) -> np.ndarray:
     units = np.asarray(depth, np.float64) / DEPTH_UNIT_M
     known = np.isfinite(units) & (units >= 0.5) & (units < 65535.5)
     return np.where(known, np.rint(np.where(known, units, 0)), 0).astype(np.uint16)
+
+
+@functools.lru_cache(maxsize=4)
+def _types_in(scan: McapScan, otherwise):
+    """The message definitions that a scanned file carries; those of ROS 2 where it carries none."""
+    found = {}
+    for channel in scan.channels.values():
+        if channel.definition and channel.encoding == "ros2msg":
+            found |= get_types_from_msg(channel.definition, channel.msgtype)
+        elif channel.definition:
+            found |= get_types_from_idl(channel.definition)
+    if not found:
+        return otherwise
+    types = get_typestore(Stores.EMPTY)
+    types.register(found)
+    return types
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -311,11 +582,10 @@ def _check_kind(path: Path) -> None:
         raise RecordingError(f"{path} does not exist; check the path, or record or import it first")
     if path.is_dir() and not (path / "metadata.yaml").exists():
         raise RecordingError(f"{path} is a folder without metadata.yaml, so no rosbag2 recording; name its .mcap file")
-    if path.suffix == ".bag":
-        raise RecordingError(f"{path} is a ROS 1 bag; convert it: rosbags-convert --src {path} --dst {path.stem}")
-    if path.is_file() and path.suffix not in (".mcap", ".db3"):
+    if path.is_file() and path.suffix not in (".mcap", ".db3", ".bag"):
         raise RecordingError(
-            f"{path} is not a recording (.mcap, or a rosbag2 folder); a video or images become one with endomust import"
+            f"{path} is not a recording (.mcap, .db3, ROS 1 .bag, or a rosbag2 folder); a video or images become one "
+            "with endomust import"
         )
 
 
@@ -328,4 +598,6 @@ def _why_unreadable(path: Path, error: Exception) -> str:
                     "copy it again, or repair it with the MCAP tool: mcap recover"
                 )
         return f"{path} is not an MCAP file although its name says so; check where it came from"
+    if path.suffix == ".bag":
+        return f"{path} cannot be opened as a ROS 1 bag: {error}; try rosbag reindex, or rosbags-convert"
     return f"{path} cannot be opened as a rosbag2 recording: {error}"

@@ -25,6 +25,7 @@ from std_msgs.msg import Header
 
 from endomust_core.bundle import resize_rgb
 from endomust_core.camera import Camera
+from endomust_core.cloud import ray_planes
 from endomust_core.estimator import to_depth
 from endomust_core.odometry import Odometry, se3, so3_exp, to_body
 from endomust_ros import messages
@@ -65,7 +66,7 @@ class Ours:
         self._world, self._stride = world, stride
         self._depth = self._cloud = None
         self._odometry = Odometry()
-        messages.ray_planes(world.camera, stride)  # made once for a calibration
+        ray_planes(world.camera, stride)  # made once for a calibration
 
     def rgb(self) -> np.ndarray:
         return messages.image_to_rgb(self._world.message)

@@ -28,9 +28,9 @@ from endomust_core import __version__
 from endomust_core.backends import BackendError
 from endomust_core.bundle import BundleError, default_bundle, load_bundle
 from endomust_core.estimator import Estimator
+from endomust_core.pipeline import Calibration, model_facts, model_info
 from endomust_ros import parameters as parameter_table
 from endomust_ros import tf
-from endomust_ros.calibration import Calibration
 from endomust_ros.diagnostics import Reporter, Statistics, Tally, array_of
 from endomust_ros.inputs import Inputs
 from endomust_ros.mailbox import Worker
@@ -170,7 +170,7 @@ class EndomustNode(LifecycleNode):
             self._statistics,
             self._now,
         )
-        self._model_info.publish(String(data=json.dumps(_model_info(self._estimator), sort_keys=True)))
+        self._model_info.publish(String(data=json.dumps(model_info(self._estimator, __version__), sort_keys=True)))
         took = time.perf_counter() - start
         where = self._estimator.provider
         self.get_logger().info(f"{bundle.name} {bundle.version} is ready on {where} after {took:.2f} s")
@@ -232,7 +232,7 @@ class EndomustNode(LifecycleNode):
             statuses = self._reporter.idle(self.state)
         else:
             statuses = self._reporter.active(
-                self._inputs, self._pipeline, _model_facts(self._estimator), self._broadcaster
+                self._inputs, self._pipeline, model_facts(self._estimator), self._broadcaster
             )
         self._diagnostics.publish(array_of(self.get_clock().now().to_msg(), statuses))
 
@@ -252,32 +252,6 @@ class EndomustNode(LifecycleNode):
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9
-
-
-def _model_facts(estimator: Estimator) -> dict[str, object]:
-    bundle = estimator.bundle
-    return {
-        "bundle": f"{bundle.name} {bundle.version}",
-        "digest": bundle.digest,
-        "provider": estimator.provider,
-        "depth network": "{1}x{0}".format(*bundle.depth.size),
-        "pose network": "{1}x{0}".format(*bundle.pose.size) if bundle.pose else "none",
-    }
-
-
-def _model_info(estimator: Estimator) -> dict[str, object]:
-    """What goes out, latched, as JSON on ~/model_info."""
-    bundle = estimator.bundle
-    facts = {key.replace(" ", "_"): value for key, value in _model_facts(estimator).items()}
-    return {
-        **facts,
-        "name": bundle.name,
-        "version": bundle.version,
-        "range_m": bundle.range_m,
-        "metric": bundle.metric,
-        "licence": bundle.manifest.get("licence", ""),
-        "node_version": __version__,
-    }
 
 
 def _latched() -> QoSProfile:

@@ -9,10 +9,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from endomust_core.pipeline import Settings
 from endomust_ros.preview import MAPS
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 STATIC = "needs cleanup and configure"
+CORE = Settings()  # one default, one place: what replay needs too is set there
 
 
 class ParameterError(ValueError):
@@ -87,10 +89,10 @@ class Parameters:
         "depth.resolution", "input", "Size of the depth image: input, network, or WIDTHxHEIGHT such as 640x512."
     )
     depth_min_range: float = _parameter(
-        "depth.min_range", 0.003, "Nearer depth is invalid.", unit="m", limits=(0.0, 10.0), dynamic=True
+        "depth.min_range", CORE.depth_min_range, "Nearer depth is invalid.", unit="m", limits=(0.0, 10.0), dynamic=True
     )
     depth_max_range: float = _parameter(
-        "depth.max_range", 0.5, "Farther depth is invalid.", unit="m", limits=(0.0, 10.0), dynamic=True
+        "depth.max_range", CORE.depth_max_range, "Farther depth is invalid.", unit="m", limits=(0.0, 10.0), dynamic=True
     )
     depth_invalid_value: str = _parameter(
         "depth.invalid_value",
@@ -101,15 +103,15 @@ class Parameters:
     )
 
     scale_factor: float = _parameter(
-        "scale.factor", 1.0, "Multiplies depth and translation.", limits=(1e-6, 1e6), dynamic=True
+        "scale.factor", CORE.scale_factor, "Multiplies depth and translation.", limits=(1e-6, 1e6), dynamic=True
     )
 
     odom_enable: bool = _parameter(
-        "odom.enable", True, "Publish odometry, where the bundle has a pose network.", dynamic=True
+        "odom.enable", CORE.odom_enable, "Publish odometry, where the bundle has a pose network.", dynamic=True
     )
     odom_max_translation: float = _parameter(
         "odom.max_translation",
-        0.02,
+        CORE.odom_max_translation,
         "A larger motion from one image to the next counts as lost.",
         unit="m",
         limits=(0.0, 10.0),
@@ -117,7 +119,7 @@ class Parameters:
     )
     odom_max_rotation: float = _parameter(
         "odom.max_rotation",
-        0.35,
+        CORE.odom_max_rotation,
         "A larger rotation from one image to the next counts as lost.",
         unit="rad",
         limits=(0.0, 3.1415926),
@@ -125,10 +127,12 @@ class Parameters:
     )
 
     frames_odom: str = _parameter(
-        "frames.odom", "odom", "Frame in which the camera moves; x forward, y left, z up at the start."
+        "frames.odom", CORE.frames_odom, "Frame in which the camera moves; x forward, y left, z up at the start."
     )
     frames_camera_optical: str = _parameter(
-        "frames.camera_optical", "", "Frame of all outputs; empty takes the frame_id of the image."
+        "frames.camera_optical",
+        CORE.frames_camera_optical,
+        "Frame of all outputs; empty takes the frame_id of the image.",
     )
     tf_publish: bool = _parameter(
         "tf.publish", True, "Send frames.odom → camera to /tf; false where the camera already has a parent."
@@ -142,7 +146,7 @@ class Parameters:
     )
     points_max_rate: float = _parameter(
         "points.max_rate",
-        10.0,
+        CORE.points_max_rate,
         "Clouds per second of image time; 0 is one for every image.",
         unit="Hz",
         limits=(0.0, 240.0),

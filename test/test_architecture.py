@@ -16,6 +16,7 @@ ONE_FILE_EACH = {  # heavy library → the only files that may import it
     "onnxruntime": {"endomust_core/backends/onnxruntime.py"},
     "tensorrt": {"endomust_core/backends/tensorrt.py"},
     "rosbags": {"endomust_core/recording.py"},
+    "evo": {"endomust_core/motion_scores.py"},
 }
 PRINTING = {  # the commands; the rest logs
     "endomust_core/cli.py",

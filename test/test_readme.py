@@ -29,7 +29,7 @@ def commands(page):
     """Command lines of the fenced blocks, comments off, `&&` apart; drawings and logs do not start like a command."""
     first = r"(make|\.venv\S*/bin/\S+|python3|pip|ros2|rosdep|colcon|export|endomust|source)\s"
     lines = [line for block in blocks(page) for line in block.splitlines() if re.match(first, line)]
-    return [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
+    return [part.strip() for line in lines for part in re.split(r"\s#", line)[0].split("&&")]
 
 
 ALL = [pytest.param(page, line, id=f"{page.stem}: {line}") for page in PAGES for line in dict.fromkeys(commands(page))]

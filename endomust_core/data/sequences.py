@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,8 +19,9 @@ import numpy as np
 import yaml
 
 from endomust_core.camera import Camera, CameraError, load_camera
-from endomust_core.data import DataError
-from endomust_core.data.rendered import RenderedFolder
+from endomust_core.data import DATASETS, DataError, Dataset, Sample, open_dataset
+from endomust_core.data.reading import decode_image, natural, read_depth, read_image
+from endomust_core.data.rendered import RenderedFolder, is_prepared
 from endomust_core.data.simcol3d import METRES_PER_UNIT, SimCol3D
 from endomust_core.decoding import DecodingError, camera_from, rgb_from, stamp_ns_from_cdr
 from endomust_core.importing import IMAGE_SUFFIXES, open_source
@@ -36,7 +36,9 @@ LAYOUT = """expected one of
   folder:/path                 a folder of images, or a folder of such folders
   recording:/path/run.mcap     a recording (rosbag2 folders too); recording:/path/run.mcap#/topic chooses a topic
   rendered:/path               what `endomust render DOMAIN --out FOLDER` writes, one or many
-  simcol3d:/path               folders with FrameBuffer_0000.png and Depth_0000.png"""
+  simcol3d:/path               folders with FrameBuffer_0000.png and Depth_0000.png
+  scared:/path, hamlyn:/path, c3vd:/path, endoslam:/path, stereomis:/path
+                               public data sets; scared:/path#train chooses a split"""
 log = logging.getLogger(__name__)
 
 
@@ -119,19 +121,19 @@ def check_on_error(on_error: str) -> None:
 def open_sequences(spec: str, on_error: str = "stop") -> list[Sequence]:
     """`KIND:/path`, or a path that says its kind by itself, → sequences; DataError with the expected layout.
 
-    Kinds: video, folder, recording, rendered, simcol3d. A video or recording of several that does not open is an
-    error ("stop") or is logged and left out ("skip").
+    Kinds: video, folder, recording, rendered, simcol3d and the public data sets that hold sequences. A video or
+    recording of several that does not open is an error ("stop") or is logged and left out ("skip").
     """
     check_on_error(on_error)
     kind, place = _split(str(spec))
-    path, _, topic = place.partition("#") if kind == "recording" else (place, "", "")
+    path, _, part = place.partition("#") if kind == "recording" or kind in PUBLIC else (place, "", "")
     path = Path(path).expanduser()
     if not place:
         raise DataError(f"{spec}: say where it lies, as in {kind}:/path; {LAYOUT}")
     if not path.exists():
         raise DataError(f"{path} does not exist; check the path of the training data")
     found = []
-    for source, opener in _sources(kind, path, topic):
+    for source, opener in _sources(kind, path, part):
         try:
             found.append(opener(source))
         except (DataError, RecordingError, CameraError) as error:
@@ -143,45 +145,6 @@ def open_sequences(spec: str, on_error: str = "stop") -> list[Sequence]:
     for sequence in found:
         sequence.on_error = on_error
     return found
-
-
-def decode_image(data: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """Bytes of an image file → (H,W,3) RGB or, with IMREAD_UNCHANGED, its pixels; DataError where cut short or broken.
-
-    OpenCV fills the missing part of a cut JPEG or PNG with grey and says nothing, so the ends are checked here.
-    """
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
-        raise DataError("this JPEG is cut short")
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        _check_png(data)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
-    if pixels is None:
-        raise DataError("this does not decode as an image")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if flag == cv2.IMREAD_COLOR else pixels
-
-
-def _check_png(data: bytes) -> None:
-    at, view = 8, memoryview(data)
-    while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        end = at + 12 + length
-        if end > len(data):
-            break
-        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise DataError("this PNG has damaged data")
-        if data[at + 4 : at + 8] == b"IEND":
-            return
-        at = end
-    raise DataError("this PNG is cut short")
-
-
-def _read_image(path: Path, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    try:
-        return decode_image(path.read_bytes(), flag)
-    except DataError as error:
-        raise DataError(f"{path.name}: {error}") from None
-    except FileNotFoundError:
-        raise DataError(f"{path.parent.name}/{path.name} is missing") from None
 
 
 def _check_size(name: str, found: tuple[int, int], first: tuple[int, int]) -> None:
@@ -201,11 +164,11 @@ def _missing(names: str, count: int) -> Entry:
 
 def _split(spec: str) -> tuple[str, str]:
     kind, colon, place = spec.partition(":")
-    if colon and kind in OPENERS:
+    if colon and (kind in OPENERS or kind in PUBLIC):
         return kind, place
     path = Path(spec.partition("#")[0]).expanduser()
     if colon and not path.exists():
-        near = difflib.get_close_matches(kind, OPENERS, n=1)
+        near = difflib.get_close_matches(kind, [*OPENERS, *PUBLIC], n=1)
         advice = f"did you mean {near[0]}:{place}?" if near else LAYOUT
         raise DataError(f"{spec}: unknown kind {kind!r}; {advice}")
     if not path.exists():
@@ -235,8 +198,14 @@ def _guess(path: Path) -> str:
     return possible[0]
 
 
-def _sources(kind: str, path: Path, topic: str) -> list[tuple[Path, Callable[[Path], Sequence]]]:
+def _sources(kind: str, path: Path, part: str) -> list[tuple[Path, Callable[[Path], Sequence]]]:
+    if kind in PUBLIC:
+        dataset = open_dataset(f"{kind}:{path}", part or None)
+        return [(group, lambda group: sequence_of(dataset, group)) for group in dataset.groups()]
     opener = OPENERS[kind]
+    if kind == "rendered" and any(is_prepared(folder) for folder in RenderedFolder(path).sequences):
+        dataset = RenderedFolder(path)
+        return [(group, lambda group: sequence_of(dataset, group)) for group in dataset.groups()]
     if kind == "rendered":
         return [(sequence, opener) for sequence in RenderedFolder(path).sequences]
     if kind == "simcol3d":
@@ -244,7 +213,7 @@ def _sources(kind: str, path: Path, topic: str) -> list[tuple[Path, Callable[[Pa
     if kind == "recording":
         whole = path.is_file() or (path / "metadata.yaml").exists()
         bags = [path] if whole else sorted(path.glob("*.mcap"))
-        return [(bag, lambda source: opener(source, topic)) for bag in bags]
+        return [(bag, lambda source: opener(source, part)) for bag in bags]
     if path.is_file():
         return [(path, opener)]
     if kind == "video":
@@ -281,7 +250,7 @@ def _open_video(path: Path) -> Sequence:
 def _open_folder(path: Path) -> Sequence:
     if not path.is_dir():
         raise DataError(f"{path} is a file; {LAYOUT}")
-    files = [Path(path, name) for name in sorted((f.name for f in _images(path)), key=_natural)]
+    files = [Path(path, name) for name in sorted((f.name for f in _images(path)), key=natural)]
     numbers = _numbers([file.stem for file in files])
 
     def entries():
@@ -289,7 +258,7 @@ def _open_folder(path: Path) -> Sequence:
             lost = numbers[position] - numbers[position - 1] - 1 if position else 0
             if lost:
                 yield _missing(_between(lost, files[position - 1].name, file.name), lost)
-            yield Entry(file.name, lambda file=file, index=numbers[position]: Frame(index, _read_image(file)))
+            yield Entry(file.name, lambda file=file, index=numbers[position]: Frame(index, read_image(file)))
 
     return Sequence(path.name, path, entries, tuple(files), numbers[-1] + 1, *_calibration_file(path / "camera.yaml"))
 
@@ -300,7 +269,7 @@ def _open_simcol3d(path: Path) -> Sequence:
 
     def load(image, index):
         truth = image.with_name(image.name.replace("FrameBuffer", "Depth"))
-        return Frame(index, _read_image(image), _read_depth(truth, METRES_PER_UNIT))
+        return Frame(index, read_image(image), read_depth(truth, METRES_PER_UNIT))
 
     def entries():
         for position, image in enumerate(images):
@@ -329,8 +298,8 @@ def _open_rendered(path: Path) -> Sequence:
 
     def load(index):
         name = f"{index:06d}"
-        rgb = _read_image(path / "rgb" / f"{name}.png")
-        depth = _read_depth(path / "depth" / f"{name}.png", unit)
+        rgb = read_image(path / "rgb" / f"{name}.png")
+        depth = read_depth(path / "depth" / f"{name}.png", unit)
         instrument = _instrument(path / "truth" / f"{name}.npz") if masks else None
         return Frame(index, rgb, depth, instrument, None if poses is None else poses[index])
 
@@ -376,6 +345,53 @@ def _open_recording(path: Path, topic: str = "") -> Sequence:
     return Sequence(path.stem, path, entries, files, announced, intrinsics, lens, part=topic)
 
 
+def sequence_of(dataset: Dataset, group: str) -> Sequence:
+    """One group of a data set as a sequence to train on, a frame at a time, straightened where its lens bends rays.
+
+    Frame numbers become positions in time: steps of their usual size are one. A frame without a mask where others
+    have one counts as free of instruments.
+    """
+    numbers = dataset.groups()[group]
+    indices = np.array([dataset.items[number].index for number in numbers])
+    steps = np.diff(indices)
+    if (steps <= 0).any():
+        raise DataError(f"{dataset.name} {group}: frame numbers do not rise, so this is no sequence in time")
+    usual = int(np.median(steps)) if len(steps) else 1
+    positions = [0, *np.cumsum(np.maximum(1, np.rint(steps / usual).astype(int))).tolist()]
+    posed, has_truth = dataset.has_poses(group), "depth" in dataset.tasks
+    masked = any(_mask_file(dataset, number) for number in numbers)
+
+    def load(number: int, position: int) -> Frame:
+        sample = dataset.read(number)
+        instrument = _without(sample) if masked else None
+        pose = sample.T_world_camera if posed else None
+        if posed and pose is None:
+            raise DataError(f"{sample.name} has no valid pose")
+        return Frame(position, sample.rgb, sample.depth if has_truth else None, instrument, pose)
+
+    def entries():
+        for number, position in zip(numbers, positions, strict=True):
+            name = dataset.items[number].name
+            yield Entry(name, lambda number=number, position=position: load(number, position))
+
+    files = dataset.files(group)
+    calibration = _calibration(dataset.camera(group))
+    part = f"{dataset.name} {group} {dataset.split or ''}"
+    return Sequence(
+        group, dataset.root, entries, files, positions[-1] + 1, *calibration, has_truth=has_truth, part=part
+    )
+
+
+def _mask_file(dataset: Dataset, number: int) -> bool:
+    return dataset.items[number].mask is not None
+
+
+def _without(sample: Sample) -> np.ndarray:
+    return np.zeros(sample.rgb.shape[:2], bool) if sample.mask is None else ~sample.mask
+
+
+# Public data sets that hold sequences; simcol3d and folder have openers of their own, the others are stills.
+PUBLIC = tuple(name for name in DATASETS if name in ("scared", "hamlyn", "c3vd", "endoslam", "stereomis"))
 OPENERS = {
     "video": _open_video,
     "folder": _open_folder,
@@ -454,14 +470,6 @@ def _straight_maps(lens: Camera) -> tuple[np.ndarray, np.ndarray]:
     return places[..., 0], places[..., 1]
 
 
-def _read_depth(path: Path, unit: float) -> np.ndarray:
-    units = _read_image(path, cv2.IMREAD_UNCHANGED)
-    if units.dtype != np.uint16:
-        raise DataError(f"{path.name} is not a 16-bit PNG")
-    units = units if units.ndim == 2 else units[..., 0]
-    return np.where(units > 0, units * np.float32(unit), np.nan).astype(np.float32)
-
-
 def _instrument(path: Path) -> np.ndarray:
     try:
         with np.load(path) as truth:
@@ -482,10 +490,6 @@ def _tum_poses(path: Path, count: int) -> np.ndarray | None:
     if rows.shape != (count, 8):
         raise DataError(f"{path} has {len(rows)} poses, the sequence {count} frames; render it again")
     return np.stack([se3(matrix_from_quaternion(row[4:]), row[1:4]) for row in rows])
-
-
-def _natural(name: str) -> list:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _numbers(stems: list[str]) -> list[int]:

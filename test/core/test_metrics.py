@@ -5,7 +5,21 @@ import math
 import numpy as np
 import pytest
 
-from endomust_core.metrics import align, ate_5frame, ate_rmse, depth_metrics, mean_metrics, scale_ratio_std
+from endomust_core.metrics import (
+    align,
+    ate_5frame,
+    ate_rmse,
+    chained_poses,
+    depth_metrics,
+    mean_interval,
+    mean_metrics,
+    relative_pose_error,
+    rotation_angles,
+    scale_ratio_std,
+    sfmlearner_ate,
+    student_t,
+    temporal_change,
+)
 from endomust_core.odometry import se3, so3_exp
 
 STRAIGHT = np.tile(se3(np.eye(3), [0, 0, 1.0]), (8, 1, 1))
@@ -162,3 +176,65 @@ def test_trajectories_that_do_not_match_are_refused():
         ate_rmse(np.zeros((2, 3)), np.zeros((3, 3)))
     with pytest.raises(ValueError, match=r"\(N,3\)"):
         ate_rmse(np.zeros((0, 3)), np.zeros((0, 3)))
+
+
+def test_the_published_ate_leaves_out_the_last_window():
+    """Sideways, six motions without rotation: the windows of `ate_5frame` but for the last, of 2 positions."""
+    sideways = np.tile(se3(np.eye(3), [1.0, 0, 0]), (6, 1, 1))
+    windows = [math.sqrt(sum(k * k for k in range(n))) / n for n in (5, 5, 5, 4, 3)]
+    scores = sfmlearner_ate(sideways, STRAIGHT[:6])
+    assert scores["ate"] == pytest.approx(np.mean(windows)) and scores["std"] == pytest.approx(np.std(windows))
+    assert scores["rotation"] == 0.0
+    assert sfmlearner_ate(sideways[:1], STRAIGHT[:1])["ate"] == pytest.approx(1 / 2)  # one motion, one window
+
+
+def test_the_published_ate_chains_the_motions_the_other_way():
+    """A quarter turn about y while 1 forward; seen as T_curr_prev the first step goes to R⁻¹(0,0,-1) = (1,0,0)."""
+    turn = se3(so3_exp([0, math.pi / 2, 0]), [0, 0, 1.0])
+    gt, pred = np.array([turn, STRAIGHT[0]]), STRAIGHT[:2]
+    # gt: (1,0,0), then R⁻¹(0,0,-1) on top: (2,0,0). pred: (0,0,-1), (0,0,-2). They are at right angles, so s = 0.
+    assert sfmlearner_ate(pred, gt)["ate"] == pytest.approx(math.sqrt(1 + 4) / 3)
+    assert sfmlearner_ate(pred, gt)["rotation"] == pytest.approx((0 + math.pi / 2 + math.pi / 2) / 3)
+    assert sfmlearner_ate(gt, gt) == pytest.approx({"ate": 0, "std": 0, "rotation": 0}, abs=1e-9)
+
+
+def test_relative_pose_error_by_hand():
+    """Steps of 1 along z said to be 0.5: wrong by 0.5, right at scale 2; a turn of 0.1 that is missed is 0.1 wrong."""
+    half = STRAIGHT.copy()
+    half[:, 2, 3] = 0.5
+    assert relative_pose_error(half, STRAIGHT) == pytest.approx({"translation": 0.5, "rotation": 0.0})
+    assert relative_pose_error(half, STRAIGHT, scale=2.0)["translation"] == pytest.approx(0)
+    turned = STRAIGHT.copy()
+    turned[0] = se3(so3_exp([0.1, 0, 0]), [0, 0, 1.0])
+    assert relative_pose_error(STRAIGHT[:4], turned[:4])["rotation"] == pytest.approx(0.1 / math.sqrt(4))
+    with pytest.raises(ValueError, match="at least 1"):
+        relative_pose_error(STRAIGHT[:0], STRAIGHT[:0])
+
+
+def test_rotation_angles_are_exact_for_small_and_large_ones():
+    angles = np.array([0.0, 1e-9, 0.3, math.pi])
+    R = np.array([so3_exp([0, angle, 0]) for angle in angles])
+    np.testing.assert_allclose(rotation_angles(R), angles, rtol=1e-7, atol=1e-12)
+
+
+def test_chained_poses_start_at_the_identity():
+    poses = chained_poses(STRAIGHT[:3])
+    assert poses.shape == (4, 4, 4) and (poses[0] == np.eye(4)).all() and poses[3][2, 3] == 3.0
+
+
+def test_temporal_change_by_hand():
+    """Two pixels go 1 to 2 and 1 to 4: |ln| is ln 2 and 2 ln 2; less their median 1.5 ln 2, half a ln 2 each."""
+    before, now = np.array([[1.0, 1.0, np.nan]]), np.array([[2.0, 4.0, 3.0]])
+    assert temporal_change(before, now) == pytest.approx((1.5 * math.log(2), 0.5 * math.log(2)))
+    assert temporal_change(before, 3 * before) == pytest.approx((math.log(3), 0.0))  # a change of scale is forgiven
+    assert temporal_change(before, now, np.array([[True, False, True]]))[0] == pytest.approx(math.log(2))
+    assert temporal_change(before, np.zeros((1, 3))) is None
+
+
+def test_confidence_interval_of_a_mean_by_hand():
+    """1, 2, 3: mean 2, standard error 1/√3, and 4.303 is the quantile of two degrees of freedom."""
+    low, high = mean_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)))
+    assert mean_interval([1.0]) is None and mean_interval([]) is None
+    known = {1: 12.706, 6: 2.447, 7: 2.365, 10: 2.228, 30: 2.042, 120: 1.980, 10**6: 1.960}  # printed tables
+    assert {n: round(student_t(n), 3) for n in known} == pytest.approx(known, abs=1.1e-3)

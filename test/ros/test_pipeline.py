@@ -11,8 +11,8 @@ from std_msgs.msg import Header
 from endomust_core.bundle import load_bundle
 from endomust_core.estimator import Estimator
 from endomust_core.odometry import OPTICAL_TO_BODY, matrix_from_quaternion, se3, so3_exp
+from endomust_core.pipeline import Calibration
 from endomust_ros import messages
-from endomust_ros.calibration import Calibration
 from endomust_ros.diagnostics import Statistics, Tally
 from endomust_ros.inputs import Frame
 from endomust_ros.parameters import parameters_from

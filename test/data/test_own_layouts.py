@@ -1,4 +1,4 @@
-"""Data sets open imitations of their layout; evaluation scores a perfect and a wrong estimator as it must."""
+"""Our own layouts and SimCol3D's images open lazily and in metres; what is missing is named."""
 
 import cv2
 import numpy as np
@@ -7,20 +7,6 @@ import yaml
 
 from endomust_core.data import DataError, open_dataset
 from endomust_core.data.simcol3d import METRES_PER_UNIT
-from endomust_core.evaluate import centre_is_far, evaluate, inverse_square_brightness, markdown
-
-
-class Oracle:
-    """Answers with a fixed multiple of a known depth; depth is hidden in the red channel, 1 level = 1 mm."""
-
-    def __init__(self, factor=1.0):
-        self.factor = factor
-
-    def reset(self):
-        pass
-
-    def estimate(self, rgb):
-        return type("Estimate", (), {"depth": rgb[..., 0] * np.float32(1e-3 * self.factor)})
 
 
 def write_scene(path, domain, seed, rng):
@@ -31,17 +17,19 @@ def write_scene(path, domain, seed, rng):
     np.savez(path / f"{domain}-{seed}.npz", rgb=rgb, depth=(level * 1e-3).astype(np.float16), fov=fov)
 
 
-def test_scenes_are_scored_by_domain_and_scaled_per_image(tmp_path):
+def test_scenes_are_grouped_by_domain_and_read_one_by_one(tmp_path):
     rng = np.random.default_rng(0)
-    write_scene(tmp_path, "colon", 1, rng)
-    write_scene(tmp_path, "sinus", 2, rng)
-    table = evaluate(Oracle(factor=3.0), open_dataset(f"scenes:{tmp_path}"))
-    assert list(table["model"]) == ["colon", "sinus", "all"] and table["model"]["all"]["images"] == 4
-    assert table["model"]["all"]["abs_rel"] < 1e-3  # a common factor is forgiven ...
-    assert table["constant"]["all"]["abs_rel"] > 0.1
-    metric = evaluate(Oracle(factor=3.0), open_dataset(f"scenes:{tmp_path}"), scaling="none")
-    assert metric["model"]["all"]["abs_rel"] > 1  # ... but not when the score is metric
-    assert "| model | sinus |" in markdown(table)
+    for domain, seed in (("sinus", 2), ("colon", 1), ("colon", 0)):
+        write_scene(tmp_path, domain, seed, rng)
+    dataset = open_dataset(f"scenes:{tmp_path}")
+    assert dataset.groups() == {"colon": [0, 1, 2, 3], "sinus": [4, 5]} and dataset.tasks == ("depth",)
+    sample = dataset[5]
+    assert sample.name == "sinus-2/1" and np.isnan(sample.depth[0]).all()
+    assert sample.depth[5] == pytest.approx(sample.rgb[5, :, 0] * 1e-3, rel=1e-3)
+    assert len(open_dataset(f"scenes:{tmp_path}", "sinus")) == 2
+    (tmp_path / "colon-9.npz").write_bytes(b"half")
+    with pytest.raises(DataError, match="colon-9.npz is no scene file"):
+        open_dataset(f"scenes:{tmp_path}")
 
 
 def test_simcol3d_depth_is_in_metres(tmp_path):
@@ -63,7 +51,7 @@ def test_rendered_folder_reads_back_its_unit(tmp_path):
     cv2.imwrite(str(tmp_path / "depth/000000.png"), np.full((8, 8), 500, np.uint16))
     (tmp_path / "meta.yaml").write_text(yaml.safe_dump({"domain": "colon", "depth_unit_m": 1e-4}))
     (sample,) = open_dataset(f"rendered:{tmp_path}")
-    assert sample.depth[0, 0] == pytest.approx(0.05) and sample.group == "colon"
+    assert sample.depth[0, 0] == pytest.approx(0.05) and sample.group == tmp_path.name
 
 
 @pytest.mark.parametrize(("spec", "words"), [("kitti:/x", "unknown data set"), ("scenes:", "say where"),
@@ -80,8 +68,22 @@ def test_missing_depth_is_named(tmp_path):
         list(open_dataset(f"simcol3d:{tmp_path}"))
 
 
-def test_baselines_say_what_they_are_named_for():
-    depth = centre_is_far(np.zeros((9, 9, 3), np.uint8))
-    assert depth[4, 4] == pytest.approx(1) and depth[0, 0] == pytest.approx(1 / 3)
-    dim, bright = inverse_square_brightness(np.array([[[64] * 3, [255] * 3]], np.uint8))[0]
-    assert dim / bright == pytest.approx(np.sqrt((255 / 64) ** 2.2), rel=1e-4)  # display values carry a gamma of 2.2
+def test_a_rendered_sequence_says_what_it_lacks(tmp_path):
+    for name in ("rgb", "depth"):
+        (tmp_path / "one" / name).mkdir(parents=True)
+    for number in (0, 2):
+        cv2.imwrite(str(tmp_path / f"one/rgb/{number:06d}.png"), np.full((8, 8, 3), 90, np.uint8))
+        cv2.imwrite(str(tmp_path / f"one/depth/{number:06d}.png"), np.full((8, 8), 500, np.uint16))
+    (tmp_path / "one/meta.yaml").write_text(yaml.safe_dump({"depth_unit_m": 1e-4, "frames": 3}))
+    (tmp_path / "one/poses.txt").write_text("# stamp\n" + "".join(f"{n / 25} 0 0 {n} 0 0 0 1\n" for n in range(3)))
+    dataset = open_dataset(f"rendered:{tmp_path}")
+    assert len(dataset) == 3 and dataset.tasks == ("depth", "pose") and dataset.name == "rendered"
+    assert dataset[2].T_world_camera[2, 3] == 2 and dataset[2].index == 2
+    with pytest.raises(DataError, match="rendered one/000001: rgb/000001.png is missing"):
+        dataset[1]
+    (tmp_path / "one/poses.txt").write_text("0 0 0 0 0 0 0 1\n")
+    with pytest.raises(DataError, match="has 1 poses, the sequence 3 frames"):
+        open_dataset(f"rendered:{tmp_path}")
+    (tmp_path / "one/meta.yaml").write_text("frames: 3\n")
+    with pytest.raises(DataError, match="one is no sequence .*depth_unit_m"):
+        open_dataset(f"rendered:{tmp_path}")
