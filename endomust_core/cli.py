@@ -194,9 +194,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--scale", type=float, default=1.0, help="multiplies depth and motion (default 1)")
     add.add_argument("--points", action="store_true", help="record point clouds too")
     add.add_argument("--no-color", action="store_true", help="leave out images and video")
-    add.add_argument("--no-cloud", action="store_true", help="leave out the joint cloud")
+    add.add_argument("--no-fused", action="store_true", help="leave out the joint cloud")
     add.add_argument(
-        "--rerun", metavar="FILE", nargs="?", const="", help="show it in rerun's viewer, or write FILE.rrd"
+        "--rerun", metavar="FILE", nargs="?", const="spawn", help="show it in rerun's viewer, or write FILE.rrd"
     )
     add.add_argument("--backend", choices=BACKENDS, default="cpu", help="what runs the networks (default cpu)")
     add.add_argument("--overwrite", action="store_true", help="replace earlier results")
@@ -405,7 +405,7 @@ def replay_command(options: argparse.Namespace) -> int:
         scale=options.scale,
         points=options.points,
         color=not options.no_color,
-        fused=not options.no_cloud,
+        fused=not options.no_fused,
         overwrite=options.overwrite,
         rerun=options.rerun,
         providers=(options.backend,),

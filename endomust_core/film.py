@@ -89,7 +89,7 @@ class Film:
         frame[:height, width:] = painted(depth, *self.range_m)
         frame[height:, :width] = 0
         frame[height:, width:] = self._bar
-        cv2.putText(frame, f"{seconds:8.2f} s", (6, height + BAR - 8), FONT, 0.45, INK, 1, cv2.LINE_AA)
+        cv2.putText(frame, f"{seconds:8.2f} s", (6, height + BAR - 8), FONT, 0.45, INK, 1, cv2.LINE_8)
         self._video.write(frame)
         self.images += 1
 
@@ -125,6 +125,6 @@ def _scale_bar(width: int, low: float, high: float) -> np.ndarray:
         return bar
     ramp = np.linspace(low, high, right - left, dtype=np.float32)[None].repeat(BAR - 14, 0)
     bar[7 : BAR - 7, left:right] = painted(ramp, low, high)
-    cv2.putText(bar, f"{low * 1e3:.0f} mm", (8, BAR - 8), FONT, 0.45, INK, 1, cv2.LINE_AA)
-    cv2.putText(bar, f"{high * 1e3:.0f} mm", (right + 8, BAR - 8), FONT, 0.45, INK, 1, cv2.LINE_AA)
+    cv2.putText(bar, f"{low * 1e3:.0f} mm", (8, BAR - 8), FONT, 0.45, INK, 1, cv2.LINE_8)
+    cv2.putText(bar, f"{high * 1e3:.0f} mm", (right + 8, BAR - 8), FONT, 0.45, INK, 1, cv2.LINE_8)
     return bar

@@ -15,8 +15,8 @@ from endomust_core.camera import Camera
 from endomust_core.cloud import matched, ray_planes
 
 VOXEL = 0.25e-3  # m, finer than the depth of any network
-MOST_VOXELS = 400_000
-BATCH = 200_000  # points that wait until they are sorted in
+MOST_VOXELS = 200_000
+BATCH = 60_000  # points that wait until they are sorted in
 POINTS = 6000  # of one image, about; five images a second say the rest
 EDGE = 0.04  # relative difference of depth to the next looked-at pixel that counts as an edge
 DARK = 12  # brightest channel of 255 below which a pixel says nothing

@@ -18,7 +18,7 @@ def test_a_plane_seen_from_eight_places_is_one_plane():
     fusion = fused(voxel=0.001)
     points, colours = fusion.cloud()
     assert np.abs(points @ NORMAL - OFFSET).max() < 1e-6 and points.dtype == np.float32
-    assert len(points) < 8 * 480 / 2, "what is seen again joins what is there"
+    assert len(points) < 8 * 7680 / 2, "what is seen again joins what is there"
     assert colours.shape == points.shape and 60 < colours.mean() < 230
 
 

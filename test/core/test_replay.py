@@ -389,8 +389,12 @@ def test_an_interrupt_leaves_nothing(bundle, small, tmp_path, monkeypatch):
         if done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(small, bundle, tmp_path / "out", progress=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(small, bundle, tmp_path / "out", progress=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "out").exists()
 
 
@@ -451,13 +455,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 def test_memory_does_not_grow_with_the_length(bundle, tmp_path):
     peaks = []
-    for frames in (30, 300):
+    for frames in (300, 900):
         source = write_small_recording(tmp_path / f"{frames}.mcap", frames=frames, depth_every=1000)
         command = [sys.executable, "-c", PEAK, str(source), str(bundle), str(tmp_path / str(frames))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
-    assert peaks[1] < peaks[0] + 30, f"MB at 30 and 300 images: {peaks}"
+    assert peaks[1] < peaks[0] + 40, f"MB at 300 and 900 images: {peaks}"
 
 
 def test_the_work_is_written_down_only_when_all_of_it_is_there(bundle, small, tmp_path, monkeypatch):
