@@ -365,7 +365,7 @@ def _words(book: Book, footage: Footage, pipeline: Pipeline, made: Made) -> tupl
     if book.unusable_count:
         first = "; ".join(book.unusable)
         more = f" (the first {EXAMPLES})" if book.unusable_count > EXAMPLES else ""
-        problems.append(f"{book.unusable_count} images cannot be used{more}: {first}")
+        problems.append(f"{_images(book.unusable_count)} cannot be used{more}: {first}")
     for reason in WITHOUT_CAMERA:
         count = book.reasons[reason]
         if count:
@@ -373,20 +373,19 @@ def _words(book: Book, footage: Footage, pipeline: Pipeline, made: Made) -> tupl
             (notes if book.without_camera == book.answered else problems).append(sentence)
     jumps, lost = book.reasons["jump"], book.reasons["lost"]
     if jumps:
-        notes.append(
-            f"stamps went back {jumps} times; odometry, trajectory and cloud start again each time (the first: "
-            f"{book.sentences['jump']})"
-        )
+        often = "once" if jumps == 1 else f"{jumps} times"
+        again = f"odometry, trajectory and cloud start again each time (the first: {book.sentences['jump']})"
+        notes.append(f"stamps went back {often}; {again}")
     if lost:
-        notes.append(f"the motion of {lost} images is not plausible (too far or turned too much); the pose is held")
+        notes.append(f"the motion of {_images(lost)} is not plausible (too far or turned too much); the pose is held")
     if book.reasons["same_stamp"]:
-        notes.append(f"{book.reasons['same_stamp']} images carry the stamp of the one before, so they have no speed")
+        notes.append(f"{_images(book.reasons['same_stamp'])} with the stamp of the one before, so without speed")
     if book.reasons["slash"]:
         notes.append(f"{book.sentences['slash']} in all outputs")
     if book.reasons["no_frame"]:
         notes.append("the images carry no frame_id, so there are no transforms")
     if book.without_depth:
-        notes.append(f"{book.without_depth} images have no pixel with depth inside the range of the node")
+        notes.append(f"{_images(book.without_depth)} without a pixel whose depth is inside the range of the node")
     if len(book.encodings) > 1:
         listed = ", ".join(f"{name} ({count})" for name, count in book.encodings.items())
         notes.append(f"the encoding of the images changes: {listed}")
@@ -401,12 +400,16 @@ def _words(book: Book, footage: Footage, pipeline: Pipeline, made: Made) -> tupl
 
 
 def _without_camera(reason: str, count: int, book: Book) -> str:
-    number = "all images are" if count == book.answered else f"{count} images are"
+    number = "all images" if count == book.answered else _images(count)
     advice = "give the calibration with --camera FILE.yaml"
     if reason == "no_info":
         return f"{number} without camera_info: depth only, no odometry and no cloud; {advice}"
     sentence = book.sentences[reason].split(": ", 1)[-1]
     return f"{number} without a usable calibration: depth only, no odometry and no cloud ({sentence}); {advice}"
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _film_rate(footage: Footage, rate: float | None) -> float:

@@ -1,9 +1,10 @@
 """How near replay comes to the slower of decoding alone and inference alone, images per second, on one recording.
 
-    python -m endomust_core.replay_benchmark SOURCE [--images 240] [--rounds 3] [--memory 200 2000] [--json FILE]
+    python -m endomust_core.replay_benchmark SOURCE [--images 240] [--rounds 3] [--threads 1] [--memory 200 2000]
 
 All three run in turn, round after round, so that they feel the same machine. Recordings are repeated until they hold
-`--images`. `--memory` replays each number of images in a process of its own and gives its peak.
+`--images`. `--threads` leaves the networks fewer cores than there are, as on a machine with more of them than they use.
+`--memory` replays each number of images in a process of its own and gives its peak.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def decode_only(source: Path) -> float:
     return count / (time.perf_counter() - start)
 
 
-def inference_only(source: Path, bundle: Path, images: int) -> float:
+def inference_only(source: Path, bundle: Path, images: int, threads: int = 0) -> float:
     """Images per second of the node's pipeline on decoded images in memory."""
     shots = []
     for item in open_footage(source).items:
@@ -53,23 +54,23 @@ def inference_only(source: Path, bundle: Path, images: int) -> float:
             shots.append(item)
         if len(shots) == HELD:
             break
-    estimator = Estimator(load_bundle(bundle))
+    estimator = Estimator(load_bundle(bundle), threads=threads)
     estimator.warm_up(1)
     pipeline = Pipeline(estimator, Settings(), Calibration(), lambda reason, sentence: None)
-    threads = cv2.getNumThreads()
+    before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     start = time.perf_counter()
     for index in range(images):
         shot = shots[index % len(shots)]
         pipeline.move(pipeline.estimate(shot.rgb, shot.stamp_ns, shot.frame_id))
     took = time.perf_counter() - start
-    cv2.setNumThreads(threads)
+    cv2.setNumThreads(before)
     return images / took
 
 
-def whole_replay(source: Path, bundle: Path, folder: Path) -> float:
+def whole_replay(source: Path, bundle: Path, folder: Path, threads: int = 0) -> float:
     """Images per second of replay with everything that it writes by default."""
-    summary = replay(source, bundle, folder / "replay", overwrite=True).summary
+    summary = replay(source, bundle, folder / "replay", overwrite=True, threads=threads).summary
     return summary["images"]["answered"] / summary["speed"]["seconds"]
 
 
@@ -97,21 +98,21 @@ def peak_mb(source: Path, bundle: Path, folder: Path) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def measure(source: Path, bundle: Path, images: int, rounds: int, lengths: list[int], folder: Path) -> dict:
+def measure(source: Path, bundle: Path, options: argparse.Namespace, folder: Path) -> dict:
     """All numbers of one run; files go into `folder`."""
-    recording = repeated(source, folder / "repeated.mcap", images)
+    recording = repeated(source, folder / "repeated.mcap", options.images)
     rows = []
-    for number in range(rounds):
+    for number in range(options.rounds):
         row = {
             "decode": decode_only(recording),
-            "inference": inference_only(recording, bundle, images),
-            "replay": whole_replay(recording, bundle, folder),
+            "inference": inference_only(recording, bundle, options.images, options.threads),
+            "replay": whole_replay(recording, bundle, folder, options.threads),
         }
         row["share"] = row["replay"] / min(row["decode"], row["inference"])
         log.info("round %d: %s", number + 1, ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
         rows.append(row)
     peaks = {}
-    for length in lengths:
+    for length in options.memory:
         peaks[length] = peak_mb(repeated(source, folder / f"{length}.mcap", length), bundle, folder)
         log.info("%d images: peak %.0f MB", length, peaks[length])
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]} if rows else None
@@ -127,13 +128,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, help="model bundle (default: the one that ships)")
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="of the networks (default: all cores)")
     parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="IMAGES", help="such as 200 2000")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or default_bundle()
-        found = measure(options.source, bundle, options.images, options.rounds, options.memory, Path(folder))
+        found = measure(options.source, bundle, options, Path(folder))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if found["median"] is not None:

@@ -67,7 +67,7 @@ def _words_section(summary: dict) -> str:
     lists = []
     for title, sentences in (("Incomplete", summary["problems"]), ("Notes", summary["notes"] + scale)):
         if sentences:
-            items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+            items = "".join(f"<li>{escape(sentence[:1].upper() + sentence[1:])}</li>" for sentence in sentences)
             lists.append(report.section(title, f"<ul>{items}</ul>"))
     return "".join(lists)
 
