@@ -297,3 +297,12 @@ def test_decoding_refuses_in_words(small, tmp_path):
     with pytest.raises(DecodingError, match="does not match its"):
         depth_from(raw)
     assert pose.header.frame_id == "world"
+
+
+def test_a_latched_topic_says_so_to_players(tmp_path):
+    with RecordingWriter(tmp_path / "l.mcap") as writer:
+        writer.write_string("/info", "model", START_NS, latched=True)
+        writer.write_string("/talk", "hello", START_NS)
+    with Reader(tmp_path / "l.mcap") as reader:
+        offered = {c.topic: [qos.durability.name for qos in c.ext.offered_qos_profiles] for c in reader.connections}
+    assert offered == {"/info": ["TRANSIENT_LOCAL"], "/talk": []}
