@@ -7,7 +7,6 @@ the protocol of the data set. One image at a time: memory does not grow with the
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ from endomust_core.depth_scores import ALL
 from endomust_core.evaluation_run import MODEL, EvaluationError, Run, Shown, chosen
 from endomust_core.motion_scores import evo_version
 from endomust_core.predictions import CachedPredictor, Predictor, TimedPredictor
+from endomust_core.resources import versions
 
 __all__ = ["BASELINES", "constant_depth", "centre_is_far", "inverse_square_brightness"]  # they lived here first
 __all__ += ["Evaluation", "EvaluationError", "Shown", "evaluate", "markdown"]
@@ -160,12 +160,8 @@ def markdown(table: dict) -> str:
 
 def environment() -> dict:
     """What the numbers were computed with."""
-    packages = {"numpy": np.__version__, "opencv": cv2.__version__}
-    for package in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "torch"):
-        try:
-            packages[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    optional = versions(("onnxruntime", "onnxruntime-gpu", "tensorrt", "torch"))
+    packages = {"numpy": np.__version__, "opencv": cv2.__version__, **optional}
     evo = evo_version()
     return {
         "endomust": __version__,

@@ -7,7 +7,6 @@ reads and decodes ahead, this one runs the networks, two more write behind it: t
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import logging
 import math
@@ -37,6 +36,7 @@ from endomust_core.recording import RecordingError
 from endomust_core.replay_outputs import REPORT, SUMMARY, Made, Outputs, Result, check_room, refuse_existing
 from endomust_core.replay_page import replay_page
 from endomust_core.report import write_page
+from endomust_core.resources import versions
 from endomust_core.trajectory import Thinned
 
 DIAGNOSTICS_PERIOD_NS = 10**9  # of image time
@@ -440,17 +440,10 @@ def _environment(estimator: Estimator, source: Path, command: str) -> dict[str, 
         "source": str(source),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform(terse=True)}",
         "Python": platform.python_version(),
-        "packages": ", ".join(f"{name} {found}" for name in packages if (found := _version(name))),
+        "packages": ", ".join(f"{name} {version}" for name, version in versions(packages).items()),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": command,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _stream(rerun: str | None):

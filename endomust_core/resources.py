@@ -1,10 +1,12 @@
-"""Finds the files shipped with the project (models/, config/, launch/) in a checkout, a pip prefix, a ROS workspace."""
+"""What is installed: the shipped files (models/, config/, launch/), wherever they lie, and versions of packages."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 PACKAGE = "endomust_ros"
@@ -33,3 +35,14 @@ def roots() -> list[Path]:
     prefixes += [prefix for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
     found += [Path(prefix) / "share" / PACKAGE for prefix in prefixes]
     return list(dict.fromkeys(found))
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package → installed version, of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

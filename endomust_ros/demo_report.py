@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from endomust_core import report
+from endomust_core.resources import versions
 from endomust_core.results import Results
 from endomust_ros.player import Played
 from endomust_ros.process import ProcessUse
@@ -128,7 +128,6 @@ def _trajectory_section(results: Results) -> str:
 
 def _environment(run: Run, source: Path, command: str) -> dict[str, str]:
     packages = ("endomust_ros", "numpy", "onnxruntime", "rosbags", "opencv-python-headless", "ros-rclpy", "rclpy")
-    versions = [f"{name} {found}" for name in packages if (found := _version(name))]
     return {
         "model": f"{run.model.get('name')} {run.model.get('version')}",
         "model sha256": str(run.model.get("digest", "")),
@@ -136,17 +135,10 @@ def _environment(run: Run, source: Path, command: str) -> dict[str, str]:
         "recording": str(source),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform(terse=True)}",
         "Python": platform.python_version(),
-        "packages": ", ".join(versions),
+        "packages": ", ".join(f"{name} {version}" for name, version in versions(packages).items()),
         "middleware": os.environ.get("RMW_IMPLEMENTATION", "default"),
         "command": command,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _count(run: Run, answers: dict[int, float]) -> int:

@@ -57,3 +57,7 @@ def test_no_ros_environment_is_fine(places, monkeypatch):
     monkeypatch.delenv("AMENT_PREFIX_PATH")
     folder = put(places[1]).parent
     assert resources.share("config") == folder
+
+
+def test_versions_are_of_what_is_installed():
+    assert list(resources.versions(("no-such-package", "numpy"))) == ["numpy"]
