@@ -18,12 +18,14 @@ from typing import TypeVar
 Item = TypeVar("Item")
 WAIT = 0.1  # s between two looks whether the other side is still there
 END = object()
-NICE = 10  # of the threads here: they use what the one in front leaves, instead of halving it
+NICE = 10  # of threads that fetch and write: they use what the one in front leaves, instead of halving it
 
 
 @contextlib.contextmanager
-def ahead(items: Iterator[Item], most: int = 4) -> Iterator[Iterator[Item]]:
-    """The same items, made by another thread up to `most` ahead; leaving the block stops it and closes `items`."""
+def ahead(items: Iterator[Item], most: int = 4, nice: int = NICE) -> Iterator[Iterator[Item]]:
+    """The same items, made by another thread up to `most` ahead; leaving the block stops it and closes `items`.
+
+    `nice` is how far the thread steps back behind the others."""
     waiting: queue.Queue = queue.Queue(maxsize=most)
     stop, failure = threading.Event(), []
 
@@ -34,7 +36,7 @@ def ahead(items: Iterator[Item], most: int = 4) -> Iterator[Iterator[Item]]:
                 return
 
     def run() -> None:
-        _step_back()
+        _step_back(nice)
         try:
             for item in items:
                 put(item)
@@ -110,9 +112,9 @@ class Sink:
             self.busy_s += time.perf_counter() - start
 
 
-def _step_back() -> None:
+def _step_back(nice: int = NICE) -> None:
     """Lower the priority of the calling thread, where the system has one for each thread (Linux)."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)

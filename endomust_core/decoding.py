@@ -124,10 +124,8 @@ def camera_from_info(msg, rectified: bool) -> Camera:
         raise CameraError(f"camera_info carries numbers in {name} that are not finite; calibrate the camera again")
     if matrix[0, 0] == 0.0:
         raise CameraError(f"camera_info says the camera is uncalibrated ({name}[0] is 0); calibrate it to get geometry")
-    if rectified or not any(msg.d):  # drivers that have no distortion send [] or zeros under any name
-        camera = Camera.from_K(matrix, msg.width, msg.height)
-    else:
-        camera = Camera.from_K(matrix, msg.width, msg.height, msg.distortion_model, tuple(msg.d))
+    model, D = ("pinhole", ()) if rectified else _lens(msg.distortion_model, msg.d)
+    camera = Camera.from_K(matrix, msg.width, msg.height, model, D)
     roi = msg.roi
     if roi.width and roi.height:
         camera = camera.cropped(roi.x_offset, roi.y_offset, roi.width, roi.height)
@@ -163,10 +161,16 @@ def camera_from(message) -> Camera | None:
     d = message.d if hasattr(message, "d") else message.D
     if not k[0]:
         return None
+    return Camera.from_K(np.reshape(k, (3, 3)), message.width, message.height, *_lens(message.distortion_model, d))
+
+
+def _lens(model: str, d) -> tuple[str, tuple[float, ...]]:
+    """What camera_info says of the lens → model and coefficients of a Camera.
+
+    Drivers without distortion send [] or zeros under any name; but a fisheye with its four zeros bends rays.
+    """
     D = tuple(float(value) for value in d)
-    bends_rays = any(D) or message.distortion_model == "equidistant"  # a fisheye does even where D is 0
-    model = message.distortion_model if bends_rays else "pinhole"
-    return Camera.from_K(np.reshape(k, (3, 3)), message.width, message.height, model, D if bends_rays else ())
+    return (model, D) if any(D) or (D and model == "equidistant") else ("pinhole", ())
 
 
 def cloud_from(message) -> tuple[np.ndarray, np.ndarray | None]:

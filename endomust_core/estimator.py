@@ -28,8 +28,17 @@ class Estimate:
     timing: dict[str, float]  # seconds: preprocess, depth, pose, postprocess
 
 
+@dataclass(frozen=True)
+class Look:
+    """What the depth network says of one image; see `Estimator.look`."""
+
+    disparity: np.ndarray  # (H,W) float32 [1/m] at network size
+    pose_image: np.ndarray | None  # (H,W,3) uint8 at the size of the pose network; None without one
+    timing: dict[str, float]  # seconds: preprocess, depth
+
+
 class Estimator:
-    """Runs the networks of a bundle; not for use from two threads at once.
+    """Runs the networks of a bundle; not for use from two threads at once, except that one may `look` ahead.
 
     resolution of the depth image: "input", "network", or (width, height). min_depth and max_depth [m] may be changed
     between images. Raises BundleError or BackendError where the bundle or the provider cannot be used.
@@ -57,23 +66,33 @@ class Estimator:
         """The provider that runs the depth network: one of those asked for."""
         return self._depth.provider
 
-    def estimate(self, rgb: np.ndarray, scale: float = 1.0) -> Estimate:
-        """(h,w,3) uint8 RGB of any size -> Estimate; `scale` multiplies depth and translation. Raises ValueError."""
+    def look(self, rgb: np.ndarray) -> Look:
+        """(h,w,3) uint8 RGB -> what does not depend on the image before. Remembers nothing: while one thread is in
+        `estimate`, another may look at the next image. Raises ValueError."""
         _check_image(rgb)
-        _check_scale(scale)
         times = [perf_counter()]
         image = resize_rgb(rgb, self.bundle.depth.size)
         pose_image = self._pose_image(rgb, image)
         times.append(perf_counter())
         disparity = self._disparity(image)
         times.append(perf_counter())
-        T_prev_curr, intrinsics = self._motion(pose_image, scale)
+        return Look(disparity, pose_image, _durations(("preprocess", "depth"), times))
+
+    def estimate(self, rgb: np.ndarray, scale: float = 1.0, look: Look | None = None) -> Estimate:
+        """(h,w,3) uint8 RGB of any size -> Estimate; `scale` multiplies depth and translation. Raises ValueError.
+
+        `look` is what `look(rgb)` gave, where that was called before; the estimate is the same to the bit.
+        """
+        _check_scale(scale)
+        if look is None:
+            look = self.look(rgb)
+        times = [perf_counter()]
+        T_prev_curr, intrinsics = self._motion(look.pose_image, scale)
         times.append(perf_counter())
         width, height = self._output_size(rgb)
-        depth = to_depth(disparity, width, height, scale, self.min_depth, self.max_depth)
+        depth = to_depth(look.disparity, width, height, scale, self.min_depth, self.max_depth)
         times.append(perf_counter())
-        stages = ("preprocess", "depth", "pose", "postprocess")
-        timing = {stage: end - start for stage, start, end in zip(stages, times[:-1], times[1:], strict=True)}
+        timing = look.timing | _durations(("pose", "postprocess"), times)
         return Estimate(depth, T_prev_curr, intrinsics, timing)
 
     def reset(self) -> None:
@@ -156,6 +175,11 @@ def to_depth(
         if max_depth < math.inf:
             np.copyto(depth, np.nan, where=depth > max_depth)
     return depth
+
+
+def _durations(stages: Sequence[str], times: Sequence[float]) -> dict[str, float]:
+    """Seconds of each stage, from the moments around them."""
+    return {stage: end - start for stage, start, end in zip(stages, times[:-1], times[1:], strict=True)}
 
 
 def _checked_resolution(resolution: str | tuple[int, int]) -> str | tuple[int, int]:

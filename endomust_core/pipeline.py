@@ -14,7 +14,7 @@ import numpy as np
 
 from endomust_core.camera import Camera, CameraError
 from endomust_core.decoding import camera_from_info
-from endomust_core.estimator import Estimate, Estimator
+from endomust_core.estimator import Estimate, Estimator, Look
 from endomust_core.odometry import Odometry, OdometryState, to_body
 
 CLOUD_TOLERANCE = 1e-3  # s; camera stamps jitter, and 10 Hz out of 30 Hz should stay 10 Hz
@@ -86,14 +86,17 @@ class Pipeline:
         """True when the bundle can say how the camera moved."""
         return self.estimator.bundle.pose is not None
 
-    def estimate(self, rgb: np.ndarray, stamp_ns: int, frame_id: str) -> Answer:
-        """(H,W,3) uint8 RGB with its stamp and frame → depth and camera. A stamp that went back starts all anew."""
+    def estimate(self, rgb: np.ndarray, stamp_ns: int, frame_id: str, look: Look | None = None) -> Answer:
+        """(H,W,3) uint8 RGB with its stamp and frame → depth and camera. A stamp that went back starts all anew.
+
+        `look` is what the estimator's `look(rgb)` gave, where another thread called it ahead.
+        """
         p = self.settings
         self._watch_stamp(stamp_ns)
         frame_id = self._usable_frame(frame_id, p.frames_camera_optical)
         camera, calibration = self._camera(rgb)
         self.estimator.min_depth, self.estimator.max_depth = p.depth_min_range, p.depth_max_range
-        estimate = self.estimator.estimate(rgb, p.scale_factor)
+        estimate = self.estimator.estimate(rgb, p.scale_factor, look)
         return Answer(stamp_ns, frame_id, estimate, _camera_of(camera, estimate.depth), calibration)
 
     def move(self, answer: Answer) -> OdometryState | None:

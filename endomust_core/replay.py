@@ -1,7 +1,9 @@
 """Recording, video or folder of images → what the node would have answered to every image, as files. No ROS.
 
 The pipeline is the node's own (endomust_core/pipeline.py); no image is dropped and none waits for a clock. One thread
-reads and decodes ahead, this one runs the networks, two more write behind it: the slowest of them sets the pace.
+reads and decodes ahead, one runs the depth network, this one the pose network, two more write behind it: the slowest
+of them sets the pace. Two networks at once waste less of the cores than one after the other, as each waits now and
+then for its own threads.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from endomust_core import __version__
 from endomust_core.bundle import Bundle, default_bundle, load_bundle
 from endomust_core.camera import Camera, load_camera
 from endomust_core.conveyor import Sink, ahead
-from endomust_core.estimator import Estimator
+from endomust_core.estimator import Estimator, Look
 from endomust_core.footage import Footage, Info, Shot, open_footage
 from endomust_core.importing import fitted_camera
 from endomust_core.pipeline import Answer, Calibration, Pipeline, Settings, depth_facts, model_facts, model_info
@@ -214,9 +216,9 @@ class _Work:
         start = time.perf_counter()
         record, show = Sink(self.outputs.record, "record"), Sink(self.outputs.show, "film")
         try:
-            with ahead(self._timed(self.footage.items)) as items:
-                for item in items:
-                    self._take(item, record, show)
+            with ahead(self._timed(self.footage.items)) as items, ahead(self._looked(items), nice=0) as looked:
+                for item, look in looked:
+                    self._take(item, look, record, show)
             if not self.book.answered:
                 self._refuse_nothing()
             self._diagnose(record, self.book.last_ns)
@@ -229,7 +231,13 @@ class _Work:
         inference = float(np.sum(self.book.times.values) * self.book.times.every)
         self.busy = {"decode": self._decoding, "networks": inference, "record": record.busy_s, "film": show.busy_s}
 
-    def _take(self, item: Shot | Info, record: Sink, show: Sink) -> None:
+    def _looked(self, items: Iterator[Shot | Info]) -> Iterator[tuple[Shot | Info, Look | None]]:
+        """Each item with what the depth network says of it; None where it is no image that can be used."""
+        for item in items:
+            usable = isinstance(item, Shot) and item.rgb is not None
+            yield item, self.estimator.look(item.rgb) if usable else None
+
+    def _take(self, item: Shot | Info, look: Look | None, record: Sink, show: Sink) -> None:
         if isinstance(item, Info):
             if self._given is None:
                 self._calibration.update(item.message)
@@ -240,7 +248,7 @@ class _Work:
             return
         if not self.book.answered:
             self._begin(item)
-        answer = self.pipeline.estimate(item.rgb, item.stamp_ns, item.frame_id)
+        answer = self.pipeline.estimate(item.rgb, item.stamp_ns, item.frame_id, look)
         state = self.pipeline.move(answer)
         transform = state is not None and self.pipeline.transform_is_due(answer, state)
         cloud = self._stride is not None and self.pipeline.cloud_is_due(answer)

@@ -11,6 +11,7 @@ from endomust_core.decoding import (
     ENCODINGS,
     DecodingError,
     UnknownEncoding,
+    camera_from,
     camera_from_info,
     compressed_to_rgb,
     image_to_rgb,
@@ -99,3 +100,10 @@ def test_camera_info_raw_rectified_cropped_and_binned():
     for changes, words in (({"k": np.zeros(9)}, "uncalibrated"), ({"k": np.full(9, np.inf)}, "not finite")):
         with pytest.raises(CameraError, match=words):
             camera_from_info(info(**changes), rectified=False)
+
+
+def test_a_fisheye_with_zeros_bends_rays_for_the_node_and_for_data_sets_alike():
+    fisheye = info(distortion_model="equidistant", d=[0.0] * 4)
+    assert camera_from_info(fisheye, False) == camera_from(fisheye)
+    assert camera_from(fisheye).model == "equidistant"
+    assert camera_from_info(info(distortion_model="equidistant", d=[]), False).model == "pinhole"
