@@ -25,7 +25,21 @@ EXPORT = [*TRAIN, "onnx>=1.17"]  # the tracing exporter needs no onnxscript
 EVALUATE = [
     "evo>=1.38"
 ]  # whole trajectories as the field scores them; without it metrics.py does, by the same formulas
-DEV = [*EVALUATE, "pytest>=8", "pytest-timeout", "ruff", "setuptools>=70.1", "transformers", "safetensors", "mcap"]
+OPENVINO = ["openvino>=2025.0"]  # faster than ONNX Runtime on Intel processors, most where they have AMX
+# Instead of onnxruntime, never beside it: both install the same module. TensorRT comes with JetPack on a Jetson.
+CUDA = ["onnxruntime-gpu>=1.20"]
+TENSORRT = ["tensorrt>=10.14", "cuda-python>=12.6"]
+DEV = [
+    *EVALUATE,
+    *OPENVINO,
+    "pytest>=8",
+    "pytest-timeout",
+    "ruff",
+    "setuptools>=70.1",
+    "transformers",
+    "safetensors",
+    "mcap",
+]
 
 
 def files_below(folder: str) -> list[tuple[str, list[str]]]:
@@ -58,7 +72,16 @@ setup(
         *files_below("models"),
     ],
     install_requires=RUNTIME,
-    extras_require={"ros": ROS, "train": TRAIN, "export": EXPORT, "evaluate": EVALUATE, "dev": DEV},
+    extras_require={
+        "ros": ROS,
+        "train": TRAIN,
+        "export": EXPORT,
+        "evaluate": EVALUATE,
+        "openvino": OPENVINO,
+        "cuda": CUDA,
+        "tensorrt": TENSORRT,
+        "dev": DEV,
+    },
     entry_points={
         "console_scripts": [
             "endomust = endomust_core.cli:main",

@@ -1,7 +1,9 @@
 """Model bundles: a folder with manifest.yaml, depth.onnx and pose.onnx -> a checked Bundle; and the one preprocessing.
 
 The graphs take uint8 RGB at network size, (1,H,W,3) for depth and (1,2,H,W,3) for pose; normalisation is inside them.
-The manifest says what the graphs cannot: depth range [m], unit and scale, pose convention, sha256, provenance.
+The manifest says what the graphs cannot: depth range [m], unit and scale, pose convention, sha256, provenance. A bundle
+may also hold the same graphs in other precisions (depth.fp16.onnx), and golden.npz: a few images with the answers that
+an engine must give on this machine too.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -23,6 +25,7 @@ FORMAT = 1
 MANIFEST = "manifest.yaml"
 DEFAULT_BUNDLE = "endomust-tiny"
 POSE_CONVENTION = "T_prev_curr"
+GRAPH_PRECISIONS = ("fp16", "int8")  # that need a graph of their own, beside the fp32 one
 CHUNK = 1 << 20  # bytes hashed at a time: large models do not fit in memory twice
 
 
@@ -39,11 +42,24 @@ class NetworkSpec:
     input_name: str
     size: tuple[int, int]  # H, W
     outputs: dict[str, str]
+    variants: Mapping[str, tuple[Path, str]] = field(default_factory=dict)  # precision → file, sha256
+
+    @property
+    def kind(self) -> str:
+        """depth or pose."""
+        return "depth" if "disparity" in self.outputs else "pose"
+
+    def at(self, precision: str) -> NetworkSpec:
+        """The same network from the graph of another precision, a key of `variants`; itself for fp32."""
+        if precision == "fp32":
+            return self
+        path, sha256 = self.variants[precision]
+        return replace(self, path=path, sha256=sha256)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """uint8 RGB: one image for depth, previous and current for pose."""
-        return (1, *self.size, 3) if "disparity" in self.outputs else (1, 2, *self.size, 3)
+        return (1, *self.size, 3) if self.kind == "depth" else (1, 2, *self.size, 3)
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -65,6 +81,12 @@ class Bundle:
     metric: bool  # True when the depth unit is a real metre, not the metre of the training scenes
     manifest: dict
     digest: str  # one sha256 for all networks
+    golden: Path | None = None  # images and the answers of the reference, see golden.py
+
+    def precision_error(self, precision: str) -> float:
+        """What this precision costs by the manifest: the larger median relative error of depth and pose; 0 unknown."""
+        facts = self.manifest.get("verification", {}).get("precision", {}).get(precision, {})
+        return max((float(facts[kind]["median_rel"]) for kind in ("depth", "pose") if kind in facts), default=0.0)
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -75,7 +97,10 @@ def load_bundle(path: str | Path) -> Bundle:
     bundle = _parse(root, manifest)
     for spec in (bundle.depth, bundle.pose):
         if spec is not None:
-            _check_file(spec)
+            for precision in ("fp32", *spec.variants):
+                _check_file(spec.at(precision).path, spec.at(precision).sha256)
+    if bundle.golden is not None:
+        _check_file(bundle.golden, str(bundle.manifest["golden"].get("sha256", "")).lower())
     return bundle
 
 
@@ -101,15 +126,26 @@ def write_manifest(root: str | Path, manifest: dict) -> Path:
     filled = dict(manifest)
     for network in ("depth", "pose"):
         if filled.get(network) is not None:
-            path = _file_in(root, _get(filled, f"{network}.file", str, root / MANIFEST), root / MANIFEST)
-            _check_exists(path)
-            filled[network] = {**filled[network], "sha256": sha256_of(path)}
+            filled[network] = _sealed(root, filled[network])
+            variants = filled[network].get("variants", {})
+            if variants:
+                sealed = {precision: _sealed(root, section) for precision, section in variants.items()}
+                filled[network] = {**filled[network], "variants": sealed}
+    if filled.get("golden") is not None:
+        filled["golden"] = _sealed(root, filled["golden"])
     _parse(root, filled)
     target = root / MANIFEST
     temporary = target.with_suffix(".yaml.tmp")
     temporary.write_text(yaml.safe_dump(filled, sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(temporary, target)
     return target
+
+
+def _sealed(root: Path, section: Mapping) -> dict:
+    """The section with the sha256 of the file it names."""
+    path = _file_in(root, _get(section, "file", str, root / MANIFEST), root / MANIFEST)
+    _check_exists(path)
+    return {**section, "sha256": sha256_of(path)}
 
 
 def sha256_of(path: Path) -> str:
@@ -162,7 +198,14 @@ def _parse(root: Path, manifest: dict) -> Bundle:
         metric=_get(manifest, "scale.metric", bool, path),
         manifest=manifest,
         digest=digest.hexdigest(),
+        golden=_golden(root, manifest),
     )
+
+
+def _golden(root: Path, manifest: dict) -> Path | None:
+    if manifest.get("golden") is None:
+        return None
+    return _file_in(root, _get(manifest, "golden.file", str, root / MANIFEST), root / MANIFEST)
 
 
 def _pose_network(root: Path, manifest: dict) -> NetworkSpec:
@@ -191,7 +234,20 @@ def _network(root: Path, manifest: dict, section: str, outputs: dict[str, str]) 
         input_name=_get(manifest, f"{section}.input.name", str, path),
         size=(size[0], size[1]),
         outputs=outputs,
+        variants=_variants(root, manifest, section),
     )
+
+
+def _variants(root: Path, manifest: dict, section: str) -> dict[str, tuple[Path, str]]:
+    path, found = root / MANIFEST, {}
+    for precision in manifest[section].get("variants") or {}:
+        if precision not in GRAPH_PRECISIONS:
+            known = ", ".join(GRAPH_PRECISIONS)
+            raise BundleError(f"{path}: {section}.variants names '{precision}', known are {known}; export it again")
+        entry = f"{section}.variants.{precision}"
+        file = _file_in(root, _get(manifest, f"{entry}.file", str, path), path)
+        found[precision] = file, str(_get(manifest, entry, dict, path).get("sha256", "")).lower()
+    return found
 
 
 def _depth_range(manifest: dict, path: Path) -> tuple[float, float]:
@@ -215,12 +271,12 @@ def _check_exists(path: Path) -> None:
         raise BundleError(f"{path} is missing, {MANIFEST} names it; re-export or fetch the bundle again")
 
 
-def _check_file(spec: NetworkSpec) -> None:
-    _check_exists(spec.path)
-    found = sha256_of(spec.path)
-    if found != spec.sha256:
+def _check_file(path: Path, sha256: str) -> None:
+    _check_exists(path)
+    found = sha256_of(path)
+    if found != sha256:
         raise BundleError(
-            f"{spec.path} sha256 differs: {MANIFEST} says {spec.sha256[:12]}…, the file has {found[:12]}…; "
+            f"{path} sha256 differs: {MANIFEST} says {sha256[:12]}…, the file has {found[:12]}…; "
             "it is damaged or from another export: re-export or fetch it again"
         )
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import logging
 import shlex
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 from endomust_core import __version__
 
 BACKENDS = ("cpu", "cuda", "tensorrt", "openvino")
+PRECISIONS = ("auto", "fp32", "tf32", "fp16", "bf16", "int8")
 OURS = ("endomust_core", "endomust_ros")
 EXTRAS = {  # module that is missing → the extra that brings it
     "torch": "train",
@@ -137,9 +140,11 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--size", type=image_size, required=True, metavar="WxH", help="of the camera's images")
     add.add_argument("--out", type=Path, required=True, help="the ROS calibration file to write, such as camera.yaml")
 
-    add = commands.add_parser("export", help="a finished pretraining or training run → a model bundle")
-    add.add_argument("run", type=Path, help="folder that pretrain wrote")
+    add = commands.add_parser("export", help="a finished run, or a bundle → a model bundle in other precisions")
+    add.add_argument("run", type=Path, help="folder that train or pretrain wrote, a checkpoint in it, or a bundle")
     add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    add_precision(add)
+    add.add_argument("--size", type=image_size, metavar="WxH", help="of the graphs' images (default: the run's)")
     add.add_argument("--frames", type=Path, nargs="*", default=[], help="images or videos to verify on (rendered)")
     add.add_argument("--note", default="", help="what else a user must know of the run; goes into the manifest")
     add.add_argument("--version", default=__version__, help=f"of the bundle (default {__version__})")
@@ -149,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("source", type=Path, help="the folder of the downloaded weights, or the one file")
     add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     add.add_argument("--frames", type=Path, nargs="*", default=[], help="images or videos to verify on (rendered)")
+    add_precision(add)
     add.add_argument("--size", type=image_size, metavar="WxH", help="of the bundle's images (default: the published)")
     add.add_argument("--family", help="where the files do not tell, as they will say")
     add.add_argument("--weights", choices=("float16", "float32"), default="float32", help="how they are stored")
@@ -168,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--scaling", choices=("median", "none"), help="per image (default: as the field scores this set)")
     add.add_argument("--backend", choices=BACKENDS, default="cpu", help="what runs it (default cpu)")
+    add.add_argument("--precision", choices=PRECISIONS, default="auto", help="of a bundle (default auto)")
     add.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N images of every sequence")
     add.add_argument("--corrupt", metavar="FAULT", help="smoke: five severities; smoke:3: that one; a,b; or all")
     add.add_argument("--cache", type=Path, help="keep predictions here for the next time (default: none kept)")
@@ -199,14 +206,46 @@ def parser() -> argparse.ArgumentParser:
         "--rerun", metavar="FILE", nargs="?", const="spawn", help="show it in rerun's viewer, or write FILE.rrd"
     )
     add.add_argument("--backend", choices=BACKENDS, default="cpu", help="what runs the networks (default cpu)")
+    add.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the networks (default auto)")
     add.add_argument("--overwrite", action="store_true", help="replace earlier results")
+
+    add = commands.add_parser("engine", help="build and keep the engines of a bundle for this machine, and test them")
+    add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
+    add.add_argument("--provider", choices=BACKENDS, default="cpu", help="what runs it (default cpu)")
+    add.add_argument("--precision", choices=PRECISIONS, default="auto", help="default auto, see docs/deploy.md")
+    add.add_argument("--threads", type=int, default=0, help="of the processor (default: every core)")
+    add.add_argument("--device", type=int, default=0, help="number of the GPU")
+    add.add_argument("--cache", type=Path, help="folder of the engines (default: endomust/engines in the user's cache)")
+    add.add_argument("--rebuild", action="store_true", help="build even what is there")
+    add.add_argument("--tolerance", type=float, help="of the self-test, median relative error (default 0.02)")
 
     add = commands.add_parser("info", help="check a model bundle and say what it holds")
     add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
 
+    add = commands.add_parser("doctor", help="will this machine work, and what to do where not")
+    add.add_argument("--image-size", type=image_size, metavar="WxH", help="of the camera (default: as it sends)")
+    add.add_argument("--providers", metavar="A,B", help="such as tensorrt,cuda (default: model.providers of the node)")
+    add.add_argument("--model", type=Path, help="folder of the bundle (default: the one that ships)")
+    add.add_argument("--camera", type=Path, metavar="YAML", help="ROS camera calibration to check")
+    add.add_argument("--no-ros", action="store_true", help="leave out everything about ROS")
+    add.add_argument("--topic", help="look at this image topic only")
+    add.add_argument("--seconds", type=float, default=3.0, help="how long to listen to ROS (default 3)")
+    add.add_argument("--json", type=Path, metavar="OUT", help="write the same as JSON")
+
     for name, summary in FORWARDED.items():
         commands.add_parser(name, help=summary, add_help=False)
     return top
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """The option that export and convert share."""
+    command.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("fp32", "fp16", "int8"),
+        default=["fp32"],
+        help="graphs beside fp32, each with what it costs in accuracy (default fp32 alone)",
+    )
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -296,9 +335,25 @@ def calibrate_command(options: argparse.Namespace) -> None:
 
 def export_command(options: argparse.Namespace) -> None:
     """Run folder → bundle, verified against PyTorch."""
-    from endomust_core.learning.release import export_run
+    from endomust_core.bundle import MANIFEST
+    from endomust_core.learning.release import derive_bundle, export_run
 
-    bundle = export_run(options.run, options.out, options.version, options.weights, options.frames, options.note)
+    if options.run.name == MANIFEST or (options.run / MANIFEST).is_file():
+        if options.size:
+            raise ValueError("a bundle's graphs have one size; export the run again to get another")
+        bundle = derive_bundle(options.run, options.out, options.precision, options.frames)
+        print(f"{bundle}: compared with the fp32 graphs of {options.run}; endomust info {bundle} says what it holds")
+        return
+    bundle = export_run(
+        options.run.parent if options.run.suffix == ".pt" else options.run,
+        options.out,
+        options.version,
+        options.weights,
+        options.frames,
+        options.note,
+        options.precision,
+        options.size,
+    )
     print(f"{bundle}: verified against PyTorch; endomust info {bundle} says what it holds")
 
 
@@ -306,7 +361,15 @@ def convert_command(options: argparse.Namespace) -> None:
     """Published weights → bundle, and a report of what became of every file."""
     from endomust_core.learning.convert import convert
 
-    report = convert(options.source, options.out, options.frames, options.size, options.weights, options.family)
+    report = convert(
+        options.source,
+        options.out,
+        options.frames,
+        options.size,
+        options.weights,
+        options.family,
+        options.precision,
+    )
     print(report)
     print(f"{report.bundle}: verified against PyTorch; endomust info {report.bundle} says what it holds")
 
@@ -331,7 +394,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
 
     dataset = open_dataset(options.data, options.split)
     found = evaluate(
-        open_model(options.model, options.backend),
+        open_model(options.model, options.backend, options.precision),
         dataset,
         tasks=options.task,
         scaling=options.scaling,
@@ -349,14 +412,14 @@ def evaluate_command(options: argparse.Namespace) -> int:
     return incomplete(found.report["problems"])
 
 
-def open_model(path: Path | None, backend: str):
+def open_model(path: Path | None, backend: str, precision: str = "auto"):
     """A bundle (default: the one that ships), or with PyTorch the checkpoint or run folder at `path` → Predictor."""
     from endomust_core.bundle import MANIFEST, default_bundle
     from endomust_core.predictions import BundlePredictor
 
     path = path or default_bundle()
     if path.name == MANIFEST or (path / MANIFEST).is_file() or not path.exists():
-        return BundlePredictor(path, (backend,))
+        return BundlePredictor(path, (backend,), precision=precision)
     from endomust_core.learning.eager import open_eager
 
     return open_eager(path, backend)
@@ -409,6 +472,7 @@ def replay_command(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         rerun=options.rerun,
         providers=(options.backend,),
+        precision=options.precision,
         progress=stderr_progress(),
     )
     for name, path in result.files.items():
@@ -418,6 +482,44 @@ def replay_command(options: argparse.Namespace) -> int:
     return incomplete(result.problems)
 
 
+def engine_command(options: argparse.Namespace) -> None:
+    """Bundle → engines in the cache, tested against the reference, with their latency."""
+    from endomust_core.bundle import default_bundle, load_bundle
+    from endomust_core.engine_cache import default_folder
+    from endomust_core.engine_report import report
+    from endomust_core.engines import EngineOptions, open_engines
+
+    bundle = load_bundle(options.bundle or default_bundle())
+    wish = EngineOptions(
+        providers=(options.provider,),
+        precision=options.precision,
+        threads=options.threads,
+        device_id=options.device,
+        cache_dir=options.cache,
+        rebuild=options.rebuild,
+        **({} if options.tolerance is None else {"self_test_tolerance": options.tolerance}),
+    )
+    print(report(bundle, open_engines(bundle, wish)))
+    print(f"engines are kept in {options.cache or default_folder()}")
+
+
+def bench_command(arguments: list[str]) -> int:
+    """One of the benchmarks; each reads its own options."""
+    kinds = {
+        "engine": "endomust_core.engine_benchmark",
+        "preset": "endomust_core.learning.preset_benchmark",
+        "node": "endomust_ros.node_benchmark",
+        "transport": "endomust_ros.transport_benchmark",
+        "train": "endomust_core.learning.benchmark",
+    }
+    if not arguments or arguments[0] not in kinds:
+        asked = arguments in (["--help"], ["-h"])
+        usage = f"usage: endomust bench {{{','.join(kinds)}}} [options] [--json OUT]; bench KIND --help tells more"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    return importlib.import_module(kinds[arguments[0]]).main(arguments[1:])
+
+
 def info_command(options: argparse.Namespace) -> None:
     """Check a bundle's manifest, hashes and graphs, and say what it holds."""
     from endomust_core.backends import open_network
@@ -425,7 +527,8 @@ def info_command(options: argparse.Namespace) -> None:
 
     bundle = load_bundle(options.bundle or default_bundle())
     for spec in filter(None, (bundle.depth, bundle.pose)):
-        open_network(spec, threads=1)  # compares the graph with the manifest
+        for precision in ("fp32", *spec.variants):
+            open_network(spec.at(precision), threads=1)  # compares the graph with the manifest
     height, width = bundle.depth.size
     print(f"{bundle.name} {bundle.version}  ({bundle.root})")
     print(f"  {bundle.manifest.get('description', '').strip()}")
@@ -435,8 +538,47 @@ def info_command(options: argparse.Namespace) -> None:
     for network, facts in bundle.manifest.get("verification", {}).items():
         if isinstance(facts, dict) and "onnx_vs_pytorch_max_rel" in facts:
             print(f"  {network:<7} differs from PyTorch by at most {facts['onnx_vs_pytorch_max_rel']:.1e} (relative)")
+    for precision, costs in bundle.manifest.get("verification", {}).get("precision", {}).items():
+        said = ", ".join(f"{network} {facts['median_rel']:.1e}" for network, facts in costs.items())
+        print(f"  {precision:<7} differs from the reference by a median of {said} (relative)")
+    print(f"  golden  {'carries images for the self-test' if bundle.golden else 'none, so no self-test'}")
     print(f"  licence {bundle.manifest.get('licence', 'not stated')}")
     print(f"  sha256  {bundle.digest}")
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """This machine → a page of checks and remedies; 3 where one of them fails."""
+    from endomust_core import doctor
+
+    ros, size = ([], options.image_size) if options.no_ros else ros_rows(options)
+    rows = doctor.examine_machine(wanted_providers(options.providers), options.model, options.camera, size) + ros
+    print(doctor.page(rows, width=min(shutil.get_terminal_size((110, 40)).columns, 140)))
+    if options.json:
+        options.json.write_text(doctor.to_json(rows), encoding="utf-8")
+    return doctor.exit_code(rows)
+
+
+def ros_rows(options: argparse.Namespace):
+    """(rows of the ROS half, size (H, W) of the camera's images or None)."""
+    from endomust_ros.doctor import examine_ros
+
+    return examine_ros(options.seconds, options.topic, options.image_size)
+
+
+def wanted_providers(text: str | None) -> tuple[str, ...]:
+    """'tensorrt,cuda' → names; None is the node's default."""
+    if text is None:
+        try:
+            from endomust_ros.parameters import default
+
+            return default("model.providers")
+        except ImportError:  # a library is broken or missing; the page will say which
+            return BACKENDS[:1]
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown or not names:
+        raise ValueError(f"--providers is '{text}'; write one or several of {', '.join(BACKENDS)} with commas between")
+    return names
 
 
 def play_command(arguments: list[str]) -> int:
@@ -456,6 +598,7 @@ def demo_command(arguments: list[str]) -> int:
 FORWARDED = {
     "play": "send a recording to ROS at its own pace",
     "demo": "play a recording through the node and report what it answers",
+    "bench": "measure: engine, preset, node, transport, train",
 }
 COMMANDS = {
     "render": render_command,
@@ -473,7 +616,10 @@ COMMANDS = {
     "compare": compare_command,
     "prepare": prepare_command,
     "replay": replay_command,
+    "engine": engine_command,
+    "bench": bench_command,
     "info": info_command,
+    "doctor": doctor_command,
 }
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from time import perf_counter
 import cv2
 import numpy as np
 
-from endomust_core.backends import open_network
 from endomust_core.bundle import Bundle, BundleError, resize_rgb
+from endomust_core.engines import EngineOptions, open_engines
 from endomust_core.odometry import se3, so3_exp
 
 
@@ -52,19 +52,21 @@ class Estimator:
         resolution: str | tuple[int, int] = "input",
         min_depth: float = 0.0,
         max_depth: float = math.inf,
+        options: EngineOptions | None = None,
     ):
+        """`options` says more of how the networks run than `providers` and `threads`, and takes their place."""
         self.bundle = bundle
         self.resolution = _checked_resolution(resolution)
         self.min_depth, self.max_depth = min_depth, max_depth
-        self._depth = open_network(bundle.depth, providers, threads)
-        self._pose = open_network(bundle.pose, providers, threads) if bundle.pose else None
+        self.engines = open_engines(bundle, options or EngineOptions(providers, threads=threads))
+        self._depth, self._pose = self.engines.depth, self.engines.pose
         self._pair = np.zeros(bundle.pose.input_shape, dtype=np.uint8) if bundle.pose else None  # previous, current
         self._has_previous = False
 
     @property
     def provider(self) -> str:
         """The provider that runs the depth network: one of those asked for."""
-        return self._depth.provider
+        return self.engines.provider
 
     def look(self, rgb: np.ndarray) -> Look:
         """(h,w,3) uint8 RGB -> what does not depend on the image before. Remembers nothing: while one thread is in

@@ -244,7 +244,7 @@ def model_facts(estimator: Estimator) -> dict[str, object]:
     return {
         "bundle": f"{bundle.name} {bundle.version}",
         "digest": bundle.digest,
-        "provider": estimator.provider,
+        **estimator.engines.facts,
         "depth network": "{1}x{0}".format(*bundle.depth.size),
         "pose network": "{1}x{0}".format(*bundle.pose.size) if bundle.pose else "none",
     }

@@ -18,8 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from endomust_core.backends import open_network
 from endomust_core.bundle import Bundle, BundleError, load_bundle, resize_rgb
+from endomust_core.engines import EngineOptions, open_engines
 from endomust_core.odometry import se3, so3_exp
 
 PREPROCESSING = 1  # raised when the step from an image to the input of a network changes its meaning
@@ -35,7 +35,7 @@ class Predictor(Protocol):
     name: str
     version: str
     digest: str  # sha256 of weights, sizes and preprocessing
-    backend: str  # library and device, as in "onnxruntime/cpu"
+    backend: str  # library, device and precision if not fp32, as in "onnxruntime/cpu", "openvino/openvino/bf16"
     path: str  # where it came from
     metric: bool  # whether its metre is a real one
 
@@ -49,13 +49,22 @@ class Predictor(Protocol):
 class BundlePredictor:
     """The networks of a bundle; says to the bit what `Estimator` says. Raises BundleError, BackendError."""
 
-    def __init__(self, bundle: Bundle | str | Path, providers: Sequence[str] = ("cpu",), threads: int = 0):
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        providers: Sequence[str] = ("cpu",),
+        threads: int = 0,
+        precision: str = "auto",
+    ):
         self.bundle = bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self._depth = open_network(bundle.depth, providers, threads)
-        self._pose = open_network(bundle.pose, providers, threads) if bundle.pose else None
+        engines = open_engines(bundle, EngineOptions(providers, precision, threads))
+        self._depth, self._pose = engines.depth, engines.pose
         self.name, self.version, self.metric = bundle.name, bundle.version, bundle.metric
         self.path = str(bundle.root)
-        self.backend = f"onnxruntime/{self._depth.provider}"
+        library = "".join(self._depth.facts["library"].split()[:-1]).lower()  # without its version
+        self.backend = f"{library}/{self._depth.provider}"
+        if self._depth.precision != "fp32":
+            self.backend += f"/{self._depth.precision}"
         self.digest = digest_of([bundle.digest], [spec.size for spec in (bundle.depth, bundle.pose) if spec])
 
     def disparity(self, rgb: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from endomust_core import __version__
 from endomust_core.bundle import Bundle, default_bundle, load_bundle
 from endomust_core.camera import Camera, load_camera
 from endomust_core.conveyor import Sink, ahead
+from endomust_core.engines import EngineOptions
 from endomust_core.estimator import Estimator, Look
 from endomust_core.footage import Footage, Info, Shot, open_footage
 from endomust_core.importing import fitted_camera
@@ -135,6 +136,7 @@ def replay(
     rerun: str | None = None,
     providers: Sequence[str] = ("cpu",),
     threads: int = 0,
+    precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> ReplayResult:
     """Run every image of `source` through the node's pipeline and write the answers into the folder `out`.
@@ -152,7 +154,7 @@ def replay(
     footage = open_footage(source, topic, rate)
     given = camera if camera is None or isinstance(camera, Camera) else load_camera(camera)
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle or default_bundle())
-    estimator = Estimator(loaded, providers, threads)
+    estimator = Estimator(loaded, options=EngineOptions(providers, precision, threads))
     settings = Settings(scale_factor=float(scale))
     stream = _stream(rerun)
     existed = out.exists()

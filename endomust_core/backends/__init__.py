@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from endomust_core.bundle import MANIFEST, BundleError, NetworkSpec
+from endomust_core.engine_cache import EngineCache
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
+PRECISIONS = ("auto", "fp32", "tf32", "fp16", "bf16", "int8")
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +33,34 @@ class Tensor:
 
 
 class Backend(Protocol):
-    """An opened network. `run` maps input names to arrays and returns every output by name, fresh arrays."""
+    """An opened network. `run` maps input names to arrays and returns every output by name, fresh arrays.
+
+    `facts` are words about how it runs, for diagnostics: engine cached or built, CUDA graph on or off and why.
+    """
 
     provider: str
+    precision: str
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    facts: dict[str, str]
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to run the networks, the same for both.
+
+    precision "auto" is what a provider does fastest as measured: tf32 on CUDA, fp16 in TensorRT where the bundle has
+    that graph, bf16 in OpenVINO where the processor has it, else fp32.
+    """
+
+    precision: str = "auto"
+    threads: int = 0  # of the CPU; 0 is every core
+    device: int = 0  # number of the GPU
+    cache: EngineCache = field(default_factory=EngineCache)
+    rebuild: bool = False  # build engines even where the cache has them
+    bundle: str = ""  # name, for the engine's file and for the log
 
 
 def open_network(spec: NetworkSpec, providers: Sequence[str] = ("cpu",), threads: int = 0) -> Backend:
@@ -45,18 +69,51 @@ def open_network(spec: NetworkSpec, providers: Sequence[str] = ("cpu",), threads
     The list is everything that may be tried: with one name, that provider opens or BackendError says why not. Raises
     BundleError when the graph is damaged or is not what the manifest says.
     """
+    return first_that_works(providers, lambda provider: open_with(spec, provider, Choice(threads=threads)))
+
+
+def first_that_works(providers: Sequence[str], attempt: Callable):
+    """`attempt(provider)` of the first that raises no BackendError; what was skipped is logged as a warning."""
     refusals = []
     for provider in _known(providers):
         try:
-            backend = _open(spec, provider, threads)
+            found = attempt(provider)
         except BackendError as error:
             refusals.append(str(error))
             continue
         for refusal in refusals:
             logger.warning("%s; running on '%s'", refusal, provider)
-        check_graph(spec, backend)
-        return backend
+        return found
     raise BackendError("; ".join(refusals))
+
+
+def open_with(spec: NetworkSpec, provider: str, choice: Choice) -> Backend:
+    """Open with this provider or raise BackendError; the graph is compared with the manifest."""
+    if choice.precision not in PRECISIONS:
+        raise BackendError(f"the precision '{choice.precision}' is unknown; choose from {', '.join(PRECISIONS)}")
+    backend = _library(provider)(spec, provider, choice)
+    check_graph(spec, backend)
+    return backend
+
+
+def graph_of(
+    spec: NetworkSpec, provider: str, wanted: str, order: Sequence[str], plain: Sequence[str] = ()
+) -> tuple[str, NetworkSpec]:
+    """The precision that a provider will run, and the graph for it. BackendError in words where it cannot be had.
+
+    order: what the provider can do; "auto" takes the first that is there. plain: ways to compute the fp32 graph, which
+    need none of their own.
+    """
+    there = [name for name in order if name == "fp32" or name in plain or name in spec.variants]
+    if wanted != "auto" and wanted not in order:
+        raise BackendError(f"the provider '{provider}' does not run {wanted} here; it runs {', '.join(order)}")
+    if wanted != "auto" and wanted not in there:
+        raise BackendError(
+            f"the bundle has no {wanted} graph of its {spec.kind} network; make one with "
+            f"endomust export {spec.path.parent} --precision {wanted} --out {spec.path.parent}-{wanted}"
+        )
+    precision = there[0] if wanted == "auto" else wanted
+    return precision, spec if precision in plain else spec.at(precision)
 
 
 def check_graph(spec: NetworkSpec, backend: Backend) -> None:
@@ -90,11 +147,24 @@ def _difference(found: Tensor, wanted: Tensor) -> str:
     return f"{_sides(found.shape)}, the manifest says {_sides(wanted.shape)}"
 
 
-def _open(spec: NetworkSpec, provider: str, threads: int) -> Backend:
-    """The table of libraries; today ONNX Runtime serves every provider."""
+def _library(provider: str) -> Callable[[NetworkSpec, str, Choice], Backend]:
+    """Which file serves a provider: the native library where it is installed, else ONNX Runtime."""
+    if provider == "openvino" and installed("openvino"):
+        from endomust_core.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend
+    if provider == "tensorrt" and installed("tensorrt"):
+        from endomust_core.backends.tensorrt import TensorRtBackend
+
+        return TensorRtBackend
     from endomust_core.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(spec.path, provider, threads)
+    return OnnxRuntimeBackend
+
+
+def installed(module: str) -> bool:
+    """True where the module could be imported; it is not."""
+    return importlib.util.find_spec(module) is not None
 
 
 def _known(providers: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import logging
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -158,12 +159,13 @@ def convert(
     size: tuple[int, int] | None = None,
     weight_dtype: str = "float32",
     family: str | None = None,
+    precisions: Sequence[str] = ("fp32",),
 ) -> Conversion:
     """Published weights in a folder (or one file) → the bundle `out`, and a report.
 
     frames_from: images or videos on which ONNX Runtime is compared with PyTorch (rendered frames without any); size:
-    (H, W) of the bundle's images, if not the published one; family: a key of FAMILIES, where the files do not tell.
-    Raises CheckpointError, ExportError.
+    (H, W) of the bundle's images, if not the published one; family: a key of FAMILIES, where the files do not tell;
+    precisions: further graphs beside fp32, "fp16" and "int8". Raises CheckpointError, ExportError.
     """
     if family is not None and family not in FAMILIES:
         raise CheckpointError(f"no family {family!r}; choose one of {', '.join(FAMILIES)}")
@@ -199,6 +201,8 @@ def convert(
         licence=found.licence,
         scale_source=found.scale_source,
         encoder_size=found.encoder_size,
+        precisions=precisions,
+        golden_frames=unseen_frames(domains=("colon",)),
     )
     return report
 

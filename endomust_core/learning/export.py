@@ -1,8 +1,8 @@
 """Trained networks → a model bundle: depth.onnx and pose.onnx of fixed shapes, compared with PyTorch, and a manifest.
 
 The graphs take uint8 RGB, NHWC, at network size, and hold everything else: scaling, normalisation, the position
-embedding resized to the size, and for depth the step from disparity to inverse depth [1/m]. Nothing is written to the
-bundle before it is verified.
+embedding resized to the size, and for depth the step from disparity to inverse depth [1/m]. They are simplified: folded
+constants, standard operators. Nothing is written to the bundle before it is verified.
 """
 
 import copy
@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from endomust_core.learning.networks.pose import Pose, PoseNetwork
 from endomust_core.learning.networks.relative_depth import RelativeDepth
 from endomust_core.learning.networks.unet_depth import UNetDepth
 from endomust_core.learning.networks.vit import PATCH
+from endomust_core.learning.precision import add_to_bundle, simplify
 
 OPSET = 17  # LayerNormalization as one node; in every ONNX Runtime since 1.13 and TensorRT since 8.6
 TOLERANCE = 1e-4  # ONNX Runtime against PyTorch, relative
@@ -42,7 +44,8 @@ class ExportError(RuntimeError):
 class DepthGraph(nn.Module):
     """uint8 RGB 1×H×W×3 → inverse depth 1×H×W [1/m]; of a RelativeDepth network up to scale and offset.
 
-    encoder_size: what the network resizes the image to first; its answer has the size of the image all the same.
+    encoder_size: what the network resizes the image to first; its answer has the size of the image all the same. A
+    network in half precision gives float32 all the same: the step to inverse depth needs its range.
     """
 
     def __init__(
@@ -58,10 +61,11 @@ class DepthGraph(nn.Module):
             network.encoder.bake_position((height // PATCH, width // PATCH))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        rgb = image.permute(0, 3, 1, 2).float() / 255.0
+        dtype = next(self.network.parameters()).dtype
+        rgb = image.to(dtype).permute(0, 3, 1, 2) / 255.0  # the cast first: TensorRT takes uint8 no further
         if self.encoder_size:
             rgb = resize(rgb, self.encoder_size)
-        disparity = self.network(rgb, scales=(0,), size=self.size)[0][:, 0]
+        disparity = self.network(rgb, scales=(0,), size=self.size)[0][:, 0].float()
         if isinstance(self.network, RelativeDepth):
             return disparity
         config = self.network.config
@@ -76,7 +80,7 @@ class PoseGraph(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pair = images.permute(0, 1, 4, 2, 3).float() / 255.0
+        pair = images.float().permute(0, 1, 4, 2, 3) / 255.0
         return tuple(value for value in self.network(pair[:, 0], pair[:, 1]) if value is not None)
 
 
@@ -96,6 +100,8 @@ def export_bundle(
     scale_source: str = "rendered sequences",
     metric: bool = False,
     encoder_size: tuple[int, int] | None = None,
+    precisions: Sequence[str] = ("fp32",),
+    golden_frames: Sequence[np.ndarray] = (),
 ) -> Path:
     """Write and verify a bundle; returns its folder.
 
@@ -104,7 +110,9 @@ def export_bundle(
     the published EndoMUST 256×320 to 224×280). frames: at least two consecutive uint8 RGB images, used to compare ONNX
     Runtime with PyTorch. weight_dtype "float16" halves the files: large tensors are stored rounded and cast back to
     float32 when the graph is loaded, so arithmetic stays float32; what the rounding changes is written into the
-    manifest. Raises ExportError.
+    manifest. precisions: further graphs, "fp16", "int8", each with what it costs against PyTorch on `frames`.
+    golden_frames: consecutive images that travel with the bundle for the self-test on the machine that runs it, so no
+    patient's. Raises ExportError, BundleError.
     """
     _check_request(depth_network, size, encoder_size, frames, weight_dtype)
     out_dir = Path(out_dir)
@@ -128,30 +136,39 @@ def export_bundle(
         stage = Path(stage)
         facts = {"endomust_bundle": name, "endomust_version": version}
         graph = partial(DepthGraph, size=size, encoder_size=encoder_size)
-        report = {"depth": _export_depth(depth_network, graph, stage, frames, weight_dtype, facts, manifest)}
+        report, exact = {}, {}
+        report["depth"], exact["depth"] = _export_depth(
+            depth_network, graph, stage, frames, weight_dtype, facts, manifest
+        )
         if pose_network is not None:
-            report["pose"] = _export_pose(pose_network, stage, frames, weight_dtype, facts, manifest)
+            report["pose"], exact["pose"] = _export_pose(pose_network, stage, frames, weight_dtype, facts, manifest)
         manifest["verification"] |= report
+
+        def pytorch(spec, array):
+            return _run_torch(exact[spec.kind], array, spec.outputs)
+
+        manifest = add_to_bundle(stage, manifest, precisions, frames, golden_frames, pytorch)
         _publish(stage, out_dir, manifest)
     log.info("bundle %s: %s", out_dir, report)
     return out_dir
 
 
-def _export_depth(network, graph, stage, frames, weight_dtype, facts, manifest) -> dict:
+def _export_depth(network, graph, stage, frames, weight_dtype, facts, manifest) -> tuple[dict, nn.Module]:
     inputs = [frame[None] for frame in frames]
     nearest, farthest = manifest["depth"]["range_m"]
     relative = isinstance(network, RelativeDepth)
     meaning = "inverse depth, scale and offset unknown" if relative else "inverse depth [1/m]"
     facts = facts | {"output": meaning, "range_m": f"{nearest} {farthest}"}
     exact, rounded = _both(graph, network, weight_dtype)
-    return _export_graph(exact, rounded, stage, manifest["depth"], inputs, weight_dtype, facts, pixelwise=not relative)
+    section, pixelwise = manifest["depth"], not relative
+    return _export_graph(exact, rounded, stage, section, inputs, weight_dtype, facts, pixelwise), exact
 
 
-def _export_pose(network, stage, frames, weight_dtype, facts, manifest) -> dict:
+def _export_pose(network, stage, frames, weight_dtype, facts, manifest) -> tuple[dict, nn.Module]:
     inputs = [np.stack(pair)[None] for pair in zip(frames[:-1], frames[1:], strict=True)]
     facts = facts | {"convention": "T_prev_curr", "output": "rotation [rad], translation [m], fx/W fy/H cx/W cy/H"}
     exact, rounded = _both(PoseGraph, network, weight_dtype)
-    return _export_graph(exact, rounded, stage, manifest["pose"], inputs, weight_dtype, facts)
+    return _export_graph(exact, rounded, stage, manifest["pose"], inputs, weight_dtype, facts), exact
 
 
 def _both(graph, network, weight_dtype) -> tuple[nn.Module, nn.Module]:
@@ -165,6 +182,7 @@ def _export_graph(exact, rounded, stage, section, inputs, weight_dtype, facts, p
     path = stage / section["file"]
     names = _output_names(section)
     trace(rounded, inputs[0], path, section["input"]["name"], list(names.values()))
+    simplify(path)
     compress_weights(path, weight_dtype, facts)
     reference = [_run_torch(rounded, array, names) for array in inputs]
     answers = _run_bundle_graph(path, section, inputs)
@@ -340,13 +358,14 @@ def _pose_section(network: nn.Module, size: tuple[int, int]) -> dict:
 
 def _publish(stage: Path, out_dir: Path, manifest: dict) -> None:
     """Move the verified files into the bundle, the manifest last."""
-    from endomust_core.bundle import load_bundle, write_manifest
+    from endomust_core.bundle import GRAPH_PRECISIONS, load_bundle, write_manifest
 
     write_manifest(stage, manifest)
     load_bundle(stage)
     out_dir.mkdir(exist_ok=True)
-    if "pose" not in manifest:
-        (out_dir / "pose.onnx").unlink(missing_ok=True)
+    for old in ("pose.onnx", *(f"{kind}.{name}.onnx" for kind in ("depth", "pose") for name in GRAPH_PRECISIONS)):
+        if not (stage / old).exists():
+            (out_dir / old).unlink(missing_ok=True)
     for path in sorted(stage.iterdir(), key=lambda path: path.suffix == ".yaml"):
         os.replace(path, out_dir / path.name)
 

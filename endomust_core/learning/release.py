@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 from endomust_core import __version__
 from endomust_core.learning.checkpoint import CheckpointError, load_checkpoint
 from endomust_core.learning.export import ExportError, export_bundle
+from endomust_core.learning.precision import derive
 from endomust_core.simulation import DOMAINS, render
 
 UNSEEN_SEED = 500  # of the frames on which ONNX Runtime is compared with PyTorch; the training scenes start at 1000
@@ -26,11 +28,14 @@ def export_run(
     weight_dtype: str = "float16",
     frames_from=(),
     note: str = "",
+    precisions: Sequence[str] = ("fp32",),
+    size: tuple[int, int] | None = None,
 ) -> Path:
     """Export `run` (what `pretrain` or `train` left) as the bundle `out`; raises CheckpointError or ExportError.
 
     frames_from: images or videos of real endoscopy on which ONNX Runtime is compared with PyTorch; without any,
-    rendered frames serve. note: a sentence for the manifest, on what the configuration does not say.
+    rendered frames serve. note: a sentence for the manifest, on what the configuration does not say. precisions:
+    further graphs beside fp32, "fp16" and "int8". size: (H,W) of the graphs in place of the run's.
     """
     run = Path(run)
     record, table = run / "config.yaml", run / "scores.yaml"
@@ -45,9 +50,11 @@ def export_run(
             f"--out {run}, and it goes on where it stopped"
         )
     scores = yaml.safe_load(table.read_text()) if table.is_file() else {}
-    size, encoder_size = tuple(config["depth"]["size"]), None
+    wanted, size, encoder_size = size, tuple(config["depth"]["size"]), None
     if trained and tuple(config["data"]["size"]) != size:  # the depth network works at a size of its own, inside
         size, encoder_size = tuple(config["data"]["size"]), size
+    if wanted is not None:
+        size, encoder_size = wanted, None
     depth, _ = load_checkpoint(run / "depth.pt", "depth")
     pose, _ = load_checkpoint(run / "pose.pt", "pose")
     origin = provenance(config) | {"verified_on": [Path(path).name for path in frames_from] or "rendered frames"}
@@ -63,15 +70,23 @@ def export_run(
         scores=scores,
         frames=[frame for path in frames_from for frame in read_frames(path)] or unseen_frames(),
         weight_dtype=weight_dtype,
+        precisions=precisions,
+        golden_frames=unseen_frames(domains=("colon",)),
         encoder_size=encoder_size,
         scale_source="self-supervised, up to scale" if trained else "rendered sequences",
     )
 
 
-def unseen_frames(each: int = 3) -> list[np.ndarray]:
+def unseen_frames(each: int = 3, domains: Sequence[str] = tuple(DOMAINS)) -> list[np.ndarray]:
     """`each` consecutive rendered images (H,W,3) uint8 of every domain, which no network has seen."""
     size = (192, 240)
-    return [f.rgb for domain in DOMAINS for f in render(domain, each, size, seed=UNSEEN_SEED, detail=512)]
+    return [f.rgb for domain in domains for f in render(domain, each, size, seed=UNSEEN_SEED, detail=512)]
+
+
+def derive_bundle(source: str | Path, out: str | Path, precisions: Sequence[str], frames_from=()) -> Path:
+    """A bundle → a new one with further precisions and golden images; see `precision.derive`."""
+    frames = [frame for path in frames_from for frame in read_frames(path)] or unseen_frames()
+    return derive(source, out, precisions, frames, unseen_frames(domains=("colon",)))
 
 
 def read_frames(path: str | Path, most: int = 6) -> list[np.ndarray]:

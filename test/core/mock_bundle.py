@@ -36,11 +36,13 @@ def write_mock_bundle(
     brightness_gain=(0.0, 0.0, 0.0),
     intrinsics=INTRINSICS,
     metric=False,
+    golden=False,
 ) -> Path:
     """Write the bundle into the folder `root` and return it.
 
     size, pose_size: (H, W); near, far [m]; disparity: (a, b) [1/m] instead of near and far; rotation [rad] axis-angle,
-    translation and brightness_gain [m]; intrinsics fx/W, fy/H, cx/W, cy/H, or None for a graph without them.
+    translation and brightness_gain [m]; intrinsics fx/W, fy/H, cx/W, cy/H, or None for a graph without them; golden:
+    with images for the self-test.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,24 @@ def write_mock_bundle(
             "convention": "T_prev_curr",
         }
     write_manifest(root, manifest)
+    if golden:
+        add_golden(root, manifest)
     return root
+
+
+def add_golden(root, manifest) -> None:
+    """Golden images of a mock bundle, with the answers that ONNX Runtime gives to them."""
+    from endomust_core.backends import open_network
+    from endomust_core.bundle import load_bundle
+    from endomust_core.golden import named_outputs, write_golden
+
+    bundle = load_bundle(root)
+    frames = [np.random.default_rng(seed).integers(0, 256, (*bundle.depth.size, 3), np.uint8) for seed in range(3)]
+
+    def run(spec, array):
+        return named_outputs(spec, open_network(spec, threads=1).run({spec.input_name: array}))
+
+    write_manifest(root, manifest | {"golden": write_golden(root, bundle.depth, bundle.pose, frames, run)})
 
 
 def tilted_plane(width, height, left, right) -> np.ndarray:
