@@ -43,6 +43,7 @@ class NetworkSpec:
     size: tuple[int, int]  # H, W
     outputs: dict[str, str]
     variants: Mapping[str, tuple[Path, str]] = field(default_factory=dict)  # precision → file, sha256
+    batch: int = 1  # images at once; 2 in a depth network for a stereo rig
 
     @property
     def kind(self) -> str:
@@ -59,12 +60,17 @@ class NetworkSpec:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """uint8 RGB: one image for depth, previous and current for pose."""
-        return (1, *self.size, 3) if self.kind == "depth" else (1, 2, *self.size, 3)
+        return (self.batch, *self.size, 3) if self.kind == "depth" else (1, 2, *self.size, 3)
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """float32, keyed by the graph's names."""
-        shapes = {"disparity": (1, *self.size), "rotation": (1, 3), "translation": (1, 3), "intrinsics": (1, 4)}
+        shapes = {
+            "disparity": (self.batch, *self.size),
+            "rotation": (1, 3),
+            "translation": (1, 3),
+            "intrinsics": (1, 4),
+        }
         return {name: shapes[ours] for ours, name in self.outputs.items()}
 
 
@@ -235,7 +241,15 @@ def _network(root: Path, manifest: dict, section: str, outputs: dict[str, str]) 
         size=(size[0], size[1]),
         outputs=outputs,
         variants=_variants(root, manifest, section),
+        batch=_batch(manifest, section, path),
     )
+
+
+def _batch(manifest: dict, section: str, path: Path) -> int:
+    batch = manifest[section]["input"].get("batch", 1)
+    if type(batch) is not int or not 1 <= batch <= (2 if section == "depth" else 1):
+        raise BundleError(f"{path}: {section}.input.batch is {batch!r}; a depth network takes 1 or 2, pose 1; mend it")
+    return batch
 
 
 def _variants(root: Path, manifest: dict, section: str) -> dict[str, tuple[Path, str]]:

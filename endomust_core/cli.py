@@ -145,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     add_precision(add)
     add.add_argument("--size", type=image_size, metavar="WxH", help="of the graphs' images (default: the run's)")
+    add.add_argument("--batch", type=int, choices=(1, 2), default=1, help="2: depth of both images of a stereo rig")
     add.add_argument("--frames", type=Path, nargs="*", default=[], help="images or videos to verify on (rendered)")
     add.add_argument("--note", default="", help="what else a user must know of the run; goes into the manifest")
     add.add_argument("--version", default=__version__, help=f"of the bundle (default {__version__})")
@@ -339,7 +340,7 @@ def export_command(options: argparse.Namespace) -> None:
     from endomust_core.learning.release import derive_bundle, export_run
 
     if options.run.name == MANIFEST or (options.run / MANIFEST).is_file():
-        if options.size:
+        if options.size or options.batch != 1:
             raise ValueError("a bundle's graphs have one size; export the run again to get another")
         bundle = derive_bundle(options.run, options.out, options.precision, options.frames)
         print(f"{bundle}: compared with the fp32 graphs of {options.run}; endomust info {bundle} says what it holds")
@@ -353,6 +354,7 @@ def export_command(options: argparse.Namespace) -> None:
         options.note,
         options.precision,
         options.size,
+        options.batch,
     )
     print(f"{bundle}: verified against PyTorch; endomust info {bundle} says what it holds")
 

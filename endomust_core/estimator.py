@@ -55,6 +55,11 @@ class Estimator:
         options: EngineOptions | None = None,
     ):
         """`options` says more of how the networks run than `providers` and `threads`, and takes their place."""
+        if bundle.depth.batch != 1:
+            raise BundleError(
+                f"{bundle.root} takes {bundle.depth.batch} images at once, for a stereo rig; one camera needs a bundle "
+                "that was exported without --batch"
+            )
         self.bundle = bundle
         self.resolution = _checked_resolution(resolution)
         self.min_depth, self.max_depth = min_depth, max_depth

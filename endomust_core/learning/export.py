@@ -102,6 +102,7 @@ def export_bundle(
     encoder_size: tuple[int, int] | None = None,
     precisions: Sequence[str] = ("fp32",),
     golden_frames: Sequence[np.ndarray] = (),
+    batch: int = 1,
 ) -> Path:
     """Write and verify a bundle; returns its folder.
 
@@ -112,7 +113,8 @@ def export_bundle(
     float32 when the graph is loaded, so arithmetic stays float32; what the rounding changes is written into the
     manifest. precisions: further graphs, "fp16", "int8", each with what it costs against PyTorch on `frames`.
     golden_frames: consecutive images that travel with the bundle for the self-test on the machine that runs it, so no
-    patient's. Raises ExportError, BundleError.
+    patient's. batch: 2 for a depth graph that takes both images of a stereo rig at once. Raises ExportError,
+    BundleError.
     """
     _check_request(depth_network, size, encoder_size, frames, weight_dtype)
     out_dir = Path(out_dir)
@@ -131,6 +133,8 @@ def export_bundle(
     }
     if pose_network is not None:
         manifest["pose"] = _pose_section(pose_network, size)
+    if batch != 1:
+        manifest["depth"]["input"]["batch"] = batch
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as stage:
         stage = Path(stage)
@@ -154,7 +158,7 @@ def export_bundle(
 
 
 def _export_depth(network, graph, stage, frames, weight_dtype, facts, manifest) -> tuple[dict, nn.Module]:
-    inputs = [frame[None] for frame in frames]
+    inputs = [np.stack([frame] * manifest["depth"]["input"].get("batch", 1)) for frame in frames]
     nearest, farthest = manifest["depth"]["range_m"]
     relative = isinstance(network, RelativeDepth)
     meaning = "inverse depth, scale and offset unknown" if relative else "inverse depth [1/m]"
@@ -319,7 +323,8 @@ def _run_bundle_graph(path: Path, section: dict, inputs: list[np.ndarray]) -> li
     from endomust_core.bundle import NetworkSpec, sha256_of
 
     name, size, outputs = section["input"]["name"], tuple(section["input"]["size"]), _output_names(section)
-    backend = open_network(NetworkSpec(path, sha256_of(path), name, size, outputs), threads=1)
+    batch = section["input"].get("batch", 1)
+    backend = open_network(NetworkSpec(path, sha256_of(path), name, size, outputs, batch=batch), threads=1)
     return [
         {ours: answer[theirs] for ours, theirs in outputs.items()}
         for answer in (backend.run({name: array}) for array in inputs)

@@ -213,7 +213,7 @@ def _cost(spec: NetworkSpec, variant: Path, inputs: list[np.ndarray], run: Refer
     """Relative errors of the variant on ONNX Runtime's CPU provider against the reference, over all inputs."""
     from endomust_core.bundle import sha256_of
 
-    other = NetworkSpec(variant, sha256_of(variant), spec.input_name, spec.size, spec.outputs)
+    other = NetworkSpec(variant, sha256_of(variant), spec.input_name, spec.size, spec.outputs, batch=spec.batch)
     backend = open_network(other)
     errors = []
     for array in inputs:
@@ -235,7 +235,9 @@ def _cost(spec: NetworkSpec, variant: Path, inputs: list[np.ndarray], run: Refer
 
 def _inputs(spec: NetworkSpec, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
     images = [resize_rgb(frame, spec.size) for frame in frames]
-    return [image[None] for image in images] if spec.kind == "depth" else pairs_of(np.stack(images))
+    if spec.kind == "pose":
+        return pairs_of(np.stack(images))
+    return [np.stack([image] * spec.batch) for image in images]
 
 
 def _fp32_reference() -> Reference:

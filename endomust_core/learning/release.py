@@ -30,12 +30,14 @@ def export_run(
     note: str = "",
     precisions: Sequence[str] = ("fp32",),
     size: tuple[int, int] | None = None,
+    batch: int = 1,
 ) -> Path:
     """Export `run` (what `pretrain` or `train` left) as the bundle `out`; raises CheckpointError or ExportError.
 
     frames_from: images or videos of real endoscopy on which ONNX Runtime is compared with PyTorch; without any,
     rendered frames serve. note: a sentence for the manifest, on what the configuration does not say. precisions:
     further graphs beside fp32, "fp16" and "int8". size: (H,W) of the graphs in place of the run's.
+    batch: 2 for a stereo rig.
     """
     run = Path(run)
     record, table = run / "config.yaml", run / "scores.yaml"
@@ -72,6 +74,7 @@ def export_run(
         weight_dtype=weight_dtype,
         precisions=precisions,
         golden_frames=unseen_frames(domains=("colon",)),
+        batch=batch,
         encoder_size=encoder_size,
         scale_source="self-supervised, up to scale" if trained else "rendered sequences",
     )

@@ -9,6 +9,7 @@ onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'endomust_ros
 from endomust_core.backends import Choice, open_with  # noqa: E402
 from endomust_core.bundle import BundleError, load_bundle  # noqa: E402
 from endomust_core.engines import EngineOptions, open_engines  # noqa: E402
+from endomust_core.estimator import Estimator  # noqa: E402
 from endomust_core.golden import load_golden  # noqa: E402
 from endomust_core.learning.export import export_bundle  # noqa: E402
 from endomust_core.learning.networks.depth import DepthConfig, DepthNetwork  # noqa: E402
@@ -130,3 +131,17 @@ def test_a_variant_that_was_changed_is_refused(root, tmp_path, frames):
 def test_fp16_is_not_for_the_processor_and_says_so(root):
     with pytest.raises(Exception, match="'cpu' does not run fp16 here; it runs fp32, int8"):
         open_with(load_bundle(root).depth, "cpu", Choice("fp16"))
+
+
+def test_a_batch_of_two_gives_both_images_their_own_depth(networks, frames, tmp_path):
+    request = dict(name="p", provenance={}, scores={}, frames=frames, weight_dtype="float32", golden_frames=frames)
+    one = load_bundle(export_bundle(*networks, tmp_path / "one", SIZE, **request))
+    two = load_bundle(export_bundle(*networks, tmp_path / "two", SIZE, **request, batch=2, precisions=["int8"]))
+    engines = open_engines(two, EngineOptions(cache_dir=tmp_path))
+    assert engines.self_test.passed
+    both = engines.depth.run({"image": np.stack(frames[:2])})["disparity"]
+    single = open_with(one.depth, "cpu", Choice())
+    for image, found in zip(frames, both, strict=False):
+        np.testing.assert_allclose(found, single.run({"image": image[None]})["disparity"][0], rtol=1e-5)
+    with pytest.raises(BundleError, match="takes 2 images at once, for a stereo rig"):
+        Estimator(two)
