@@ -20,6 +20,13 @@ from endomust_core import __version__
 
 BACKENDS = ("cpu", "cuda", "tensorrt", "openvino")
 PRECISIONS = ("auto", "fp32", "tf32", "fp16", "bf16", "int8")
+BENCHMARKS = {  # kind → the file that measures it
+    "engine": "endomust_core.engine_benchmark",
+    "preset": "endomust_core.learning.preset_benchmark",
+    "node": "endomust_ros.node_benchmark",
+    "transport": "endomust_ros.transport_benchmark",
+    "train": "endomust_core.learning.benchmark",
+}
 OURS = ("endomust_core", "endomust_ros")
 EXTRAS = {  # module that is missing → the extra that brings it
     "torch": "train",
@@ -507,19 +514,12 @@ def engine_command(options: argparse.Namespace) -> None:
 
 def bench_command(arguments: list[str]) -> int:
     """One of the benchmarks; each reads its own options."""
-    kinds = {
-        "engine": "endomust_core.engine_benchmark",
-        "preset": "endomust_core.learning.preset_benchmark",
-        "node": "endomust_ros.node_benchmark",
-        "transport": "endomust_ros.transport_benchmark",
-        "train": "endomust_core.learning.benchmark",
-    }
-    if not arguments or arguments[0] not in kinds:
+    if not arguments or arguments[0] not in BENCHMARKS:
         asked = arguments in (["--help"], ["-h"])
-        usage = f"usage: endomust bench {{{','.join(kinds)}}} [options] [--json OUT]; bench KIND --help tells more"
+        usage = f"usage: endomust bench {{{','.join(BENCHMARKS)}}} [options] [--json OUT]; bench KIND --help tells more"
         print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    return importlib.import_module(kinds[arguments[0]]).main(arguments[1:])
+    return importlib.import_module(BENCHMARKS[arguments[0]]).main(arguments[1:])
 
 
 def info_command(options: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ def ahead(items: Iterator[Item], most: int = 4, nice: int = NICE) -> Iterator[It
                 return
 
     def run() -> None:
-        _step_back(nice)
+        step_back(nice)
         try:
             for item in items:
                 put(item)
@@ -101,7 +101,7 @@ class Sink:
         self._thread.join()
 
     def _run(self) -> None:
-        _step_back()
+        step_back()
         while not self._stopped and (item := self._waiting.get()) is not END:
             start = time.perf_counter()
             try:
@@ -112,7 +112,7 @@ class Sink:
             self.busy_s += time.perf_counter() - start
 
 
-def _step_back(nice: int = NICE) -> None:
+def step_back(nice: int = NICE) -> None:
     """Lower the priority of the calling thread, where the system has one for each thread (Linux)."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

@@ -103,8 +103,7 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command."""
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="endomust bench engine", description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
     parser.add_argument("--providers", nargs="+", default=["cpu"], help="cpu, cuda, tensorrt, openvino")
@@ -114,7 +113,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=30, help="images of one way in a round")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers here too")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    options = _parse(arguments)
     bundle = load_bundle(options.bundle or default_bundle())
     with tempfile.TemporaryDirectory() as folder:
         results = measure(bundle, options, Path(folder))

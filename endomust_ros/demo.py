@@ -35,6 +35,7 @@ from endomust_core.recording import (
 from endomust_core.report import write_page
 from endomust_core.resources import share
 from endomust_core.results import Topics, results_of
+from endomust_ros.dds_profile import ProfileError
 from endomust_ros.demo_report import Run, demo_page, table
 from endomust_ros.player import Played, Player, PlayError, message_class
 from endomust_ros.process import NodeProcess, NodeProcessError, ProcessUse
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         return demo(options.recording, options.out, options.bundle, options.node_argument)
-    except (DemoError, NodeProcessError, PlayError, RecordingError, FileNotFoundError) as error:
+    except (DemoError, NodeProcessError, PlayError, ProfileError, RecordingError, FileNotFoundError) as error:
         print(f"endomust demo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

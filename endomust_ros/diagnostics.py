@@ -12,8 +12,12 @@ from collections.abc import Callable
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from endomust_ros.pictures import PICTURES
+
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 WINDOW = 300  # images that the statistics look back on
+PERCENTILES = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
+STAGES = ("arrival", "decode", "preprocess", "depth", "pose", "postprocess", "publish")  # arrival: stamp → work begins
 QUIET = 5.0  # s between two log lines that say the same
 
 
@@ -65,11 +69,11 @@ class Statistics:
             for name, value in values.items():
                 self._samples.setdefault(name, deque(maxlen=WINDOW)).append(value)
 
-    def percentiles(self, name: str) -> tuple[float, float] | None:
-        """(median, 95th percentile), None without a sample."""
+    def percentiles(self, name: str) -> tuple[float, ...] | None:
+        """The PERCENTILES, None without a sample."""
         with self._lock:
             samples = list(self._samples.get(name, ()))
-        return tuple(np.percentile(samples, (50, 95))) if samples else None
+        return tuple(np.percentile(samples, tuple(PERCENTILES.values()))) if samples else None
 
     def last(self, name: str) -> float | None:
         with self._lock:
@@ -102,15 +106,26 @@ def array_of(stamp, statuses: list) -> DiagnosticArray:
 
 
 def percentile_values(statistics: Statistics, name: str, label: str, factor: float = 1.0) -> dict[str, float]:
-    """{'<label> p50': …, '<label> p95': …}, empty without a sample."""
+    """{'<label> p50': …, …, '<label> max': …}, empty without a sample."""
     got = statistics.percentiles(name)
-    return {} if got is None else {f"{label} p50": got[0] * factor, f"{label} p95": got[1] * factor}
+    return {} if got is None else {f"{label} {q}": value * factor for q, value in zip(PERCENTILES, got, strict=True)}
 
 
 def _text(value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _against_loss(facts: dict) -> str:
+    """What to do about images that are lost on their way."""
+    if facts["transport"] == "compressed":
+        return "let the camera driver publish reliably, or look for what holds the network up"
+    return "start the camera driver with camera.launch.py (raw images need its DDS profile), or take compressed images"
+
+
+def _if_the_camera_runs(facts: dict) -> str:
+    return f"if the camera runs, its images are lost on the way: {_against_loss(facts)}"
 
 
 # ---- the four tasks -------------------------------------------------------------------------------------------------
@@ -131,14 +146,14 @@ class Reporter:
         self._started = self._clock()
         return [self._status(task, OK, state, {}) for task in ("input", "inference", "depth", "odometry")]
 
-    def active(self, inputs, pipeline, model: dict, broadcaster) -> list[DiagnosticStatus]:
+    def active(self, inputs, pipeline, model: dict, broadcaster, scheduling) -> list[DiagnosticStatus]:
         """The four tasks of a node that works on images."""
         counts = self._tally.counts()
         recent = {reason: count - self._before.get(reason, 0) for reason, count in counts.items()}
         self._before = counts
         return [
             self._input(inputs, pipeline, counts, recent),
-            self._inference(model, counts, recent),
+            self._inference(model, scheduling, counts, recent),
             self._depth(pipeline, recent),
             self._odometry(pipeline, broadcaster, counts, recent),
         ]
@@ -150,6 +165,7 @@ class Reporter:
         got = recent.get("received", 0)
         rejected = recent.get("decode", 0)
         camera = pipeline.seen.get("camera", "unknown")
+        loss = inputs.gaps.loss()
         if rejected and not recent.get("answered"):
             level, sentence = ERROR, f"no image can be used: {self._tally.last}"
         elif rejected:
@@ -157,9 +173,11 @@ class Reporter:
         elif not facts["publishers"]:
             level, sentence = WARN, f"nobody publishes {facts['topic']}; start the camera driver or remap image"
         elif silence > pipeline.parameters.input_timeout and not got:
-            level, sentence = WARN, f"no image for {silence:.1f} s on {facts['topic']}"
+            level, sentence = WARN, f"no image for {silence:.1f} s on {facts['topic']}; {_if_the_camera_runs(facts)}"
         elif recent.get("jump"):
             level, sentence = WARN, f"stamps went back, everything started again (jump number {counts['jump']})"
+        elif loss.serious:
+            level, sentence = WARN, f"{loss.percent:.0f} % of the images never arrived; {_against_loss(facts)}"
         elif camera not in ("calibrated", "unknown"):
             level, sentence = WARN, f"no calibration in use ({camera}): depth only, no cloud and no odometry"
         else:
@@ -172,6 +190,9 @@ class Reporter:
             "answered": counts.get("answered", 0),
             **{f"dropped {reason}": counts.get(reason, 0) for reason in ("busy", "stale", "decode", "idle")},
             **{f"without camera: {reason}": counts.get(reason, 0) for reason in ("no_info", "uncalibrated", "size")},
+            "period [s]": loss.period or "-",
+            "missing": loss.missing,
+            "transport loss [%]": "-" if loss.percent is None else loss.percent,
             "stamp jumps": counts.get("jump", 0),
             "same stamps": counts.get("same_stamp", 0),
             "silence [s]": silence,
@@ -180,13 +201,17 @@ class Reporter:
         }
         return self._status("input", level, sentence, values)
 
-    def _inference(self, model: dict, counts: dict, recent: dict) -> DiagnosticStatus:
+    def _inference(self, model: dict, scheduling, counts: dict, recent: dict) -> DiagnosticStatus:
         values = {**model, "failures": counts.get("failure", 0), "rate [Hz]": self._statistics.rate("finished")}
-        for stage in ("decode", "preprocess", "depth", "pose", "postprocess", "publish"):
+        values["scheduling"] = scheduling.describe()
+        values |= {f"skipped {picture}": counts.get(f"skipped {picture}", 0) for picture in PICTURES}
+        for stage in (*STAGES, *PICTURES):
             values |= percentile_values(self._statistics, stage, f"{stage} [ms]", 1e3)
         if recent.get("failure"):
             level = WARN if recent.get("answered") else ERROR
             return self._status("inference", level, f"{recent['failure']} images failed: {self._tally.last}", values)
+        if scheduling.problems:
+            return self._status("inference", WARN, scheduling.describe(), values)
         return self._status("inference", OK, f"{model['bundle']} on {model['provider']}", values)
 
     def _depth(self, pipeline, recent: dict) -> DiagnosticStatus:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from endomust_core.decoding import stamp_ns
+from endomust_ros.stamp_gaps import StampGaps
+
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
 except ImportError:  # Humble
@@ -40,6 +43,7 @@ class Inputs:
         self._subscriptions: dict[str, tuple] = {}  # topic → (subscription, reliability)
         self.topics = resolve(node)
         self.choice = None if transport == "auto" else transport
+        self.gaps = StampGaps()  # of every image that arrives, also of those that the node has no time for
         self.look()
 
     def look(self) -> None:
@@ -84,6 +88,7 @@ class Inputs:
             if self.choice is None:
                 self.choice = kind  # the first image decides
             if self.choice == kind:
+                self.gaps.add(stamp_ns(message))
                 self._on_image(Frame(message, kind == COMPRESSED))
 
         return take
@@ -109,6 +114,8 @@ class Inputs:
 
     def _unsubscribe(self, topic: str) -> None:
         subscription, _ = self._subscriptions.pop(topic)
+        if topic != self.topics.camera_info:
+            self.gaps.restart()
         self._node.destroy_subscription(subscription)
 
     def _reliability(self, topic: str) -> ReliabilityPolicy:

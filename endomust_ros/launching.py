@@ -1,8 +1,10 @@
-"""Arguments of depth.launch.py → parameters, remappings and environment of the node; plain Python, no launch needed."""
+"""Arguments of depth.launch.py and camera.launch.py → parameters, remappings, environment; plain Python, no launch."""
 
+import shlex
 from collections.abc import Mapping
 
-from endomust_ros.transport import SWITCH
+from endomust_ros.dds_profile import SIZE, camera_messages
+from endomust_ros.transport import SWITCH, VARIABLES, dds_profile
 
 # name → (default, what it does). An empty default leaves the matter to params_file and to the node's own defaults.
 ARGUMENTS = {
@@ -20,6 +22,19 @@ ARGUMENTS = {
     "autostart": ("true", "Configure and activate by itself; false for a lifecycle manager"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
     "dds_profile": ("auto", "Fast DDS profile for large images: auto, none, or a path"),
+    "image_size": ("", "WIDTHxHEIGHT of the camera, for which the profile makes room; empty is 1920x1080"),
+}
+CAMERA_ARGUMENTS = {  # of camera.launch.py; None must be given
+    "package": (None, "ROS package of the camera driver, such as usb_cam"),
+    "executable": (None, "Its executable, such as usb_cam_node_exe"),
+    "name": ("", "Name of the driver's node; empty is its own"),
+    "namespace": ("", "Namespace of the driver's node, such as endoscope"),
+    "params_file": ("", "Parameter file of the driver"),
+    "remappings": ("", "Topics of the driver: image:=image_raw and more, separated by spaces"),
+    "arguments": ("", "Further words for the driver's command line"),
+    "log_level": ARGUMENTS["log_level"],
+    "dds_profile": ARGUMENTS["dds_profile"],
+    "image_size": ARGUMENTS["image_size"],
 }
 # argument → parameter of the node, and how its text becomes a value
 PARAMETERS = {
@@ -45,8 +60,35 @@ def remappings(values: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def environment(values: Mapping[str, str]) -> dict[str, str]:
-    """What the node's process gets on top of the shell's environment; the node itself sets the profile."""
-    return {SWITCH: values["dds_profile"]}
+    """What the node's process gets on top of the shell's environment; the node itself sets the profile.
+
+    A default says nothing, so that what the shell has set stays.
+    """
+    given = {SWITCH: (values["dds_profile"], "auto"), SIZE: (values["image_size"], "")}
+    return {variable: value for variable, (value, default) in given.items() if value != default}
+
+
+def camera_environment(values: Mapping[str, str], env: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """What a camera driver's process gets on top of `env`, and a sentence about it for the log.
+
+    A driver knows nothing of our variables, so the profile itself is set here. Raises as dds_profile does.
+    """
+    profile, sentence = dds_profile({**env, **environment(values)}, camera_messages)
+    return ({} if profile is None else dict.fromkeys(VARIABLES, str(profile))), f"camera driver: {sentence}"
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """'image:=/endoscope/image_raw info:=camera_info' → pairs of names. Raises ValueError in words."""
+    found = [word.partition(":=") for word in text.split()]
+    for old, sign, new in found:
+        if not (old and sign and new):
+            raise ValueError(f"remappings holds '{old}{sign}{new}'; write old:=new, separated by spaces")
+    return [(old, new) for old, _, new in found]
+
+
+def words(text: str) -> list[str]:
+    """The words of a command line; quotes keep a word together."""
+    return shlex.split(text)
 
 
 def truth(name: str, text: str) -> bool:

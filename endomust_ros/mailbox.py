@@ -1,58 +1,70 @@
-"""A one-slot mailbox and the thread that empties it: a new image takes the place of one that still waits."""
+"""Slots of one item each, and the thread that empties them: a new item takes the place of one that still waits."""
 
 import threading
 from collections.abc import Callable
 
+from endomust_core.conveyor import step_back
+
 
 class Mailbox:
-    """Holds at most one item. `put` never waits, `take` waits; a closed mailbox gives None."""
+    """One item a slot; most need one slot only. `put` never waits, `take` waits; a closed mailbox gives None."""
 
     def __init__(self):
         self._changed = threading.Condition()
-        self._item = None
+        self._items: dict[str, object] = {}  # in the order in which the slots were filled, so that none waits for ever
         self._closed = False
 
-    def put(self, item) -> bool:
-        """Leave an item. True when an older one that nobody had taken was replaced."""
+    def put(self, item, slot: str = "") -> bool:
+        """Leave an item. True when an older one that nobody had taken was replaced; it keeps the older one's turn."""
         with self._changed:
             if self._closed:
                 return False
-            replaced = self._item is not None
-            self._item = item
+            replaced = slot in self._items
+            self._items[slot] = item
             self._changed.notify()
         return replaced
 
     def take(self):
-        """The item, as soon as there is one; None once the mailbox is closed."""
+        """The item whose slot was filled first, as soon as there is one; None once the mailbox is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._item is not None)
-            item, self._item = self._item, None
-            return None if self._closed else item
+            self._changed.wait_for(lambda: self._closed or self._items)
+            return None if self._closed else self._items.pop(next(iter(self._items)))
 
     def close(self) -> None:
         """Forget what waits and let every `take` return None."""
         with self._changed:
-            self._closed, self._item = True, None
+            self._closed = True
+            self._items.clear()
             self._changed.notify_all()
 
 
 class Worker:
     """Runs `handle(item)` for what lies in its mailbox, one at a time, on its own thread, until it is stopped."""
 
-    def __init__(self, handle: Callable, on_error: Callable[[Exception], None], patience: float = 30.0):
-        """`on_error` gets every exception of `handle`; `stop` waits `patience` seconds for the item in work."""
+    def __init__(
+        self,
+        handle: Callable,
+        on_error: Callable[[Exception], None],
+        patience: float = 30.0,
+        name: str = "endomust-worker",
+        nice: int = 0,
+    ):
+        """`on_error` gets every exception of `handle`; `stop` waits `patience` seconds for the item in work.
+
+        `nice` is how far the thread steps back behind the others of the process, where the system knows that (Linux).
+        """
         self._handle = handle
         self._on_error = on_error
-        self._patience = patience
+        self._patience, self._nice = patience, nice
         self._mailbox = Mailbox()
-        self._thread = threading.Thread(target=self._run, name="endomust-worker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, item) -> bool:
+    def put(self, item, slot: str = "") -> bool:
         """True when an older item was replaced."""
-        return self._mailbox.put(item)
+        return self._mailbox.put(item, slot)
 
     def stop(self) -> None:
         """Return when the item in work is done and the thread has ended; TimeoutError when that takes too long."""
@@ -63,6 +75,8 @@ class Worker:
             raise TimeoutError(f"one image has been in work for more than {self._patience:.0f} s; the inference hangs")
 
     def _run(self) -> None:
+        if self._nice:
+            step_back(self._nice)
         while (item := self._mailbox.take()) is not None:
             try:
                 self._handle(item)

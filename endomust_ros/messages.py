@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from geometry_msgs.msg import Quaternion, TransformStamped
 from nav_msgs.msg import Odometry
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from endomust_core import decoding
+from endomust_core import compressed_depth, decoding
 from endomust_core.camera import Camera
 from endomust_core.cloud import fill_cloud
 from endomust_core.decoding import ENCODINGS as ENCODINGS  # an alias of the same name: part of this module too
@@ -58,6 +58,17 @@ def _foreign_to_rgb(msg, unknown: UnknownEncoding) -> np.ndarray:
 def depth_to_image(depth: np.ndarray, header, into=None) -> Image:
     """depth (H, W) float32 [m], NaN where invalid, to a 32FC1 Image (REP-118)."""
     return _image(np.asarray(depth, np.float32), "32FC1", header, into)
+
+
+def compressed_depth_message(
+    depth: np.ndarray, header, low: float, high: float, kind: str = "png", level: int = 1
+) -> CompressedImage:
+    """depth (H, W) float32 [m], valid from low to high, to what subscribers of the plugin compressedDepth read."""
+    message = CompressedImage(header=header, format=compressed_depth.format_of(kind))
+    data = array.array("B")
+    data.frombytes(compressed_depth.encode(depth, low, high, kind, level))
+    _attach(message, data)
+    return message
 
 
 def rgb_to_image(rgb: np.ndarray, header, into=None) -> Image:

@@ -1,7 +1,8 @@
 """The lifecycle node `endomust`: endoscope images in, depth [m], coloured cloud [m] and odometry out.
 
-Callbacks run on the main thread and only put the image into a one-slot mailbox; one worker thread does the work. Every
-transition stops and joins the worker before it touches the model, so inference and transitions never overlap.
+Callbacks run on the main thread and only put the image into a one-slot mailbox; one worker thread does the work, and a
+second one of low priority makes what is only looked at. Every transition stops and joins both before it touches the
+model or a publisher, so inference and transitions never overlap.
 """
 
 import functools
@@ -27,16 +28,21 @@ from std_srvs.srv import Trigger
 from endomust_core import __version__
 from endomust_core.backends import BackendError
 from endomust_core.bundle import BundleError, default_bundle, load_bundle
+from endomust_core.conveyor import NICE
 from endomust_core.estimator import Estimator
 from endomust_core.pipeline import Calibration, model_facts, model_info
 from endomust_ros import parameters as parameter_table
 from endomust_ros import tf
+from endomust_ros.dds_profile import ProfileError
 from endomust_ros.diagnostics import Reporter, Statistics, Tally, array_of
 from endomust_ros.inputs import Inputs
+from endomust_ros.library_log import LibraryLog
 from endomust_ros.mailbox import Worker
 from endomust_ros.outputs import Outputs
 from endomust_ros.parameters import ParameterError
+from endomust_ros.pictures import Painter, Picture
 from endomust_ros.pipeline import Pipeline
+from endomust_ros.scheduling import Scheduling
 from endomust_ros.transport import dds_profile, fast_dds_environment
 
 LOOK_PERIOD = 0.25  # s between two looks at who publishes images
@@ -71,9 +77,11 @@ class EndomustNode(LifecycleNode):
         self.parameters = parameter_table.declare(self)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._estimator = self._pipeline = self._outputs = self._broadcaster = None  # exist while configured
-        self._inputs = self._worker = None  # exist while active
+        self._painter = self._scheduling = None  # too
+        self._inputs = self._worker = self._pictures = None  # exist while active
         self._calibration = None
         self.gave_up = False  # True when not even error processing worked
+        self._library_log = LibraryLog(self.get_logger())
         self._renew_counters()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # timers must run while simulated time stands still
         self._look_timer = self.create_timer(LOOK_PERIOD, self._look, clock=self._steady)
@@ -104,7 +112,9 @@ class EndomustNode(LifecycleNode):
     @transition
     def on_activate(self, state):
         result = super().on_activate(state)
+        self._pictures = Worker(self._painter.paint, self._on_failure, name="endomust-pictures", nice=NICE)
         self._worker = Worker(self._pipeline.process, self._on_failure)
+        self._pictures.start()
         self._worker.start()
         p = self.parameters
         self._inputs = Inputs(self, p.input_transport, p.input_qos, self._on_image, self._calibration.update)
@@ -151,9 +161,14 @@ class EndomustNode(LifecycleNode):
         """Load the bundle, open the networks, warm up, create the publishers."""
         p, start = self.parameters, time.perf_counter()
         cv2.setNumThreads(p.realtime_cv_threads)
+        self._scheduling = Scheduling(p.realtime_cpu_affinity, p.realtime_nice)
+        for problem in self._scheduling.apply():  # before the networks, whose threads inherit it
+            self.get_logger().warning(problem)
         bundle = load_bundle(p.model_path or default_bundle())
         self._estimator = Estimator(
-            bundle, p.model_providers, p.model_threads, parameter_table.resolution(p.depth_resolution)
+            bundle,
+            resolution=parameter_table.resolution(p.depth_resolution),
+            options=parameter_table.engine_options(p),
         )
         self._estimator.warm_up(p.model_warmup_runs)
         self._renew_counters()
@@ -169,7 +184,10 @@ class EndomustNode(LifecycleNode):
             self._tally,
             self._statistics,
             self._now,
+            self._hand_over,
         )
+        self._painter = Painter(self._outputs, self._statistics)
+        self._scheduling.settle()
         self._model_info.publish(String(data=json.dumps(model_info(self._estimator, __version__), sort_keys=True)))
         took = time.perf_counter() - start
         where = self._estimator.provider
@@ -183,6 +201,9 @@ class EndomustNode(LifecycleNode):
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        if self._pictures is not None:  # after the worker, which fills it
+            self._pictures.stop()
+            self._pictures = None
 
     def _close(self) -> None:
         if self._outputs is not None:
@@ -190,6 +211,10 @@ class EndomustNode(LifecycleNode):
         if self._broadcaster is not None:
             self._broadcaster.close()
         self._estimator = self._pipeline = self._outputs = self._broadcaster = self._calibration = None
+        self._painter = None
+        if self._scheduling is not None:
+            self._scheduling.release()
+            self._scheduling = None
 
     # ---- callbacks of the main thread ----
 
@@ -197,6 +222,11 @@ class EndomustNode(LifecycleNode):
         self._tally.count("received")
         if self._worker.put(frame):
             self._tally.count("busy")
+
+    def _hand_over(self, picture: Picture) -> None:
+        """Called by the worker: leave a picture to the second thread."""
+        if self._pictures.put(picture, slot=picture.output):
+            self._tally.count(f"skipped {picture.output}")
 
     def _on_failure(self, error: Exception) -> None:
         where = "".join(traceback.format_exception(error)[-2:]).strip()
@@ -232,7 +262,7 @@ class EndomustNode(LifecycleNode):
             statuses = self._reporter.idle(self.state)
         else:
             statuses = self._reporter.active(
-                self._inputs, self._pipeline, model_facts(self._estimator), self._broadcaster
+                self._inputs, self._pipeline, model_facts(self._estimator), self._broadcaster, self._scheduling
             )
         self._diagnostics.publish(array_of(self.get_clock().now().to_msg(), statuses))
 
@@ -249,6 +279,10 @@ class EndomustNode(LifecycleNode):
         if self.parameters.diagnostics_period > 0:
             period = self.parameters.diagnostics_period
             self._diagnostics_timer = self.create_timer(period, self._report, clock=self._steady)
+
+    def destroy_node(self) -> None:
+        self._library_log.close()
+        super().destroy_node()
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9
@@ -290,7 +324,7 @@ def main(args=None) -> int:
         os.environ.update(fast_dds_environment(os.environ))
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = EndomustNode()
-    except (ParameterError, FileNotFoundError) as error:
+    except (ParameterError, ProfileError, FileNotFoundError) as error:
         rclpy.logging.get_logger("endomust").fatal(str(error))
         rclpy.try_shutdown()
         return 1

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from nav_msgs.msg import Odometry
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 
 class Output(NamedTuple):
@@ -16,6 +16,7 @@ class Output(NamedTuple):
 
 OUTPUTS = {
     "depth": Output("~/depth/image_rect", Image, 1),
+    "compressed_depth": Output("~/depth/image_rect/compressedDepth", CompressedImage, 1),
     "depth_info": Output("~/depth/camera_info", CameraInfo, 1),
     "color": Output("~/depth/color", Image, 1),
     "rgb": Output("~/rgb/image_rect", Image, 1),

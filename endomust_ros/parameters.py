@@ -4,16 +4,21 @@
 A dynamic parameter takes effect with the next image; a static one is read by `configure` and refused once that is done.
 """
 
+import array
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from endomust_core.backends import PRECISIONS, PROVIDERS
+from endomust_core.compressed_depth import FORMATS
+from endomust_core.engines import EngineOptions
+from endomust_core.golden import MODES
 from endomust_core.pipeline import Settings
 from endomust_ros.preview import MAPS
 
-PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 STATIC = "needs cleanup and configure"
+ENGINES = EngineOptions()
 CORE = Settings()  # one default, one place: what replay needs too is set there
 
 
@@ -48,6 +53,30 @@ class Parameters:
     )
     model_threads: int = _parameter(
         "model.threads", 0, "Threads of the inference on the CPU; 0 is all cores.", limits=(0, 256)
+    )
+    model_precision: str = _parameter(
+        "model.precision",
+        ENGINES.precision,
+        "Precision of the networks; auto is what the provider does fastest, see docs/deploy.md.",
+        choices=PRECISIONS,
+    )
+    model_device_id: int = _parameter("model.device_id", ENGINES.device_id, "Number of the GPU.", limits=(0, 15))
+    model_engine_cache_dir: str = _parameter(
+        "model.engine_cache_dir",
+        "",
+        "Folder of the engines built for this machine; empty is endomust/engines in the user's cache folder.",
+    )
+    model_self_test: str = _parameter(
+        "model.self_test",
+        ENGINES.self_test,
+        "What happens when an engine differs from the reference images of the bundle: require refuses it.",
+        choices=MODES,
+    )
+    model_self_test_tolerance: float = _parameter(
+        "model.self_test_tolerance",
+        ENGINES.self_test_tolerance,
+        "Median relative difference that passes, on top of what the bundle says of the precision.",
+        limits=(0.0, 0.5),
     )
     model_warmup_runs: int = _parameter(
         "model.warmup_runs", 3, "Inferences before the first image, so that it is not the slow one.", limits=(0, 100)
@@ -163,6 +192,23 @@ class Parameters:
         "color.max", 0.15, "Depth at the far end of the preview.", unit="m", limits=(0.0, 10.0), dynamic=True
     )
 
+    compressed_depth_enable: bool = _parameter(
+        "compressed_depth.enable",
+        False,
+        "Publish depth as compressedDepth too.",
+        dynamic=True,
+    )
+    compressed_depth_format: str = _parameter(
+        "compressed_depth.format",
+        "png",
+        "How the inverse depth is packed; both are lossless after 16 bits.",
+        choices=FORMATS,
+        dynamic=True,
+    )
+    compressed_depth_level: int = _parameter(
+        "compressed_depth.level", 1, "Effort of the PNG; rvl has none.", limits=(0, 9), dynamic=True
+    )
+
     diagnostics_period: float = _parameter(
         "diagnostics.period",
         1.0,
@@ -171,6 +217,15 @@ class Parameters:
         limits=(0.0, 60.0),
         dynamic=True,
     )
+    realtime_cpu_affinity: tuple[int, ...] = _parameter(
+        "realtime.cpu_affinity", (), "Cores that the node may use, such as [2, 3]; empty leaves them as they are."
+    )
+    realtime_nice: int = _parameter(
+        "realtime.nice",
+        0,
+        "Priority of the node's threads; below 0 comes before others and needs permission.",
+        limits=(-20, 19),
+    )
     realtime_cv_threads: int = _parameter(
         "realtime.cv_threads", 1, "Threads of OpenCV; few leave the cores to the inference.", limits=(1, 64)
     )
@@ -178,6 +233,19 @@ class Parameters:
 
 ABOUT = {entry.metadata["name"]: entry for entry in dataclasses.fields(Parameters)}
 DEFAULTS = Parameters()
+
+
+def engine_options(p: Parameters) -> EngineOptions:
+    """How the networks are to run."""
+    return EngineOptions(
+        providers=p.model_providers,
+        precision=p.model_precision,
+        threads=p.model_threads,
+        device_id=p.model_device_id,
+        cache_dir=p.model_engine_cache_dir or None,
+        self_test=p.model_self_test,
+        self_test_tolerance=p.model_self_test_tolerance,
+    )
 
 
 def default(name: str):
@@ -191,13 +259,10 @@ def declare(node) -> Parameters:
 
     values = {}
     for name in ABOUT:
-        value = default(name)
         try:
-            plain = list(value) if isinstance(value, tuple) else value
-            got = node.declare_parameter(name, plain, _descriptor(name)).value
+            values[name] = _declare(node, name)
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             raise ParameterError(f"{name}: {error} ({_allowed(name)})") from error
-        values[name] = got
     for stranger in unknown(getattr(node, "_parameter_overrides", {}), set(ABOUT) | set(_declared_by_ros(node))):
         node.get_logger().warning(stranger)
     return parameters_from(values)
@@ -269,14 +334,30 @@ def _check_order(low_name: str, low: float, high_name: str, high: float) -> None
 
 
 def _plain(value):
-    return tuple(value) if isinstance(value, list | tuple) else value
+    return tuple(value) if isinstance(value, list | tuple | array.array) else value
+
+
+def _declare(node, name: str):
+    """Declare one parameter and return its value. rclpy guesses the type of a default, but an empty list has none."""
+    from rclpy.parameter import Parameter
+
+    value = default(name)
+    if value != ():
+        plain = list(value) if isinstance(value, tuple) else value
+        return node.declare_parameter(name, plain, _descriptor(name)).value
+    integers = Parameter.Type.INTEGER_ARRAY
+    got = node.declare_parameter(name, integers, _descriptor(name)).value
+    if got is None:  # left unset, it would keep all other values out of the answer to one question for several
+        node.set_parameters([Parameter(name, integers, [])])
+    return got or ()
 
 
 def _allowed(name: str) -> str:
     about, kind = ABOUT[name].metadata, type(default(name)).__name__
     limits = f" from {about['limits'][0]:g} to {about['limits'][1]:g}" if about["limits"] else ""
     example = ", written with a point, such as 10.0" if kind == "float" else ""
-    return f"expected: {'list of strings' if kind == 'tuple' else kind}{limits}{example}"
+    items = "list of strings" if default(name) else "list of integers"
+    return f"expected: {items if kind == 'tuple' else kind}{limits}{example}"
 
 
 def _descriptor(name: str):

@@ -1,4 +1,7 @@
-"""One image message → decode → endomust_core.pipeline → messages that somebody listens to; on the worker thread."""
+"""One image message → decode → endomust_core.pipeline → depth, odometry, TF; on the worker thread.
+
+What is only looked at is handed over to another thread (pictures.py).
+"""
 
 import time
 from collections.abc import Callable
@@ -7,13 +10,12 @@ import numpy as np
 from std_msgs.msg import Header
 
 from endomust_core import pipeline as core
-from endomust_core.cloud import matched
 from endomust_core.decoding import compressed_to_rgb, stamp_ns
 from endomust_core.pipeline import Answer, Calibration, Track, depth_facts, seconds
 from endomust_ros import messages
 from endomust_ros.diagnostics import Statistics, Tally
 from endomust_ros.parameters import Parameters
-from endomust_ros.preview import colourise
+from endomust_ros.pictures import PICTURES, Picture
 
 
 class Pipeline:
@@ -29,18 +31,22 @@ class Pipeline:
         tally: Tally,
         statistics: Statistics,
         now: Callable[[], float],
+        hand_over: Callable[[Picture], None],
     ):
+        """`hand_over` takes what is made elsewhere: it must not wait."""
         self.parameters = parameters  # replaced whole when a dynamic parameter changes
         self.seen: dict[str, object] = {}  # facts about the last image, for diagnostics
         self._core = core.Pipeline(estimator, parameters, calibration, tally.note)
         self._outputs, self._broadcaster = outputs, broadcaster
         self._tally, self._statistics, self._now = tally, statistics, now
+        self._hand_over = hand_over
 
     def process(self, frame) -> None:
         """Decode, estimate, publish. A frame that cannot be used is counted and said, never raised."""
         p, start = self.parameters, time.perf_counter()
         stamp = stamp_ns(frame.message)
-        if self._is_stale(seconds(stamp), p) or not self._is_needed(p):
+        arrival = self._now() - seconds(stamp)
+        if self._is_stale(arrival, p) or not self._is_needed(p):
             return
         rgb = self._decode(frame)
         if rgb is None:
@@ -53,10 +59,9 @@ class Pipeline:
 
         self._publish_depth(answer, header, p)
         self._publish_odometry(answer, header, p)
-        self._publish_cloud(answer, rgb, header, p)
-        self._publish_pictures(answer.depth, rgb, header, p)
+        self._hand_over_pictures(answer, rgb, header, p)
 
-        self._observe(rgb, answer, decode=decoded - start, publish=time.perf_counter() - estimated)
+        self._observe(rgb, answer, arrival=arrival, decode=decoded - start, publish=time.perf_counter() - estimated)
 
     @property
     def has_motion(self) -> bool:
@@ -74,8 +79,7 @@ class Pipeline:
 
     # ---- before the estimate ----
 
-    def _is_stale(self, stamp: float, p: Parameters) -> bool:
-        age = self._now() - stamp
+    def _is_stale(self, age: float, p: Parameters) -> bool:
         stale = p.input_max_age > 0 and age > p.input_max_age
         if stale:
             self._tally.note("stale", f"image of {age:.3f} s age dropped; input.max_age is {p.input_max_age:g} s")
@@ -116,21 +120,15 @@ class Pipeline:
             transform = messages.transform_message(state.T_odom_camera, header.stamp, p.frames_odom, header.frame_id)
             self._broadcaster.send(transform)
 
-    def _publish_cloud(self, answer: Answer, rgb: np.ndarray, header: Header, p: Parameters) -> None:
-        if not (p.points_enable and self._outputs.wanted("points") and self._core.cloud_is_due(answer)):
-            return
-        picture, spare = matched(rgb, answer.depth.shape), self._outputs.spare("points")
-        message = messages.cloud_message(answer.depth, picture, answer.camera, header, spare, p.points_stride)
-        self._outputs.publish("points", message, keep=True)
+    def _hand_over_pictures(self, answer: Answer, rgb: np.ndarray, header: Header, p: Parameters) -> None:
+        for name in filter(self._outputs.wanted, PICTURES):
+            if self._is_due(name, answer, p):
+                self._hand_over(Picture(name, answer, rgb, header, p))
 
-    def _publish_pictures(self, depth: np.ndarray, rgb: np.ndarray, header: Header, p: Parameters) -> None:
-        if self._outputs.wanted("rgb"):
-            picture = matched(rgb, depth.shape)
-            self._outputs.publish("rgb", messages.rgb_to_image(picture, header, self._outputs.spare("rgb")), keep=True)
-        if self._outputs.wanted("color"):
-            picture = colourise(depth, p.color_min, p.color_max, p.color_map)
-            message = messages.color_to_image(picture, header, self._outputs.spare("color"))
-            self._outputs.publish("color", message, keep=True)
+    def _is_due(self, picture: str, answer: Answer, p: Parameters) -> bool:
+        if picture == "points":
+            return p.points_enable and self._core.cloud_is_due(answer)
+        return picture != "compressed_depth" or p.compressed_depth_enable
 
     def _observe(self, rgb: np.ndarray, answer: Answer, **durations: float) -> None:
         """Numbers for diagnostics."""

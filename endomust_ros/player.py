@@ -23,6 +23,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 
 from endomust_core.decoding import restamped_cdr, stamp_ns_from_cdr
 from endomust_core.recording import COMPRESSED_IMAGE, IMAGE, RecordingError, RecordingReader
+from endomust_ros.dds_profile import ProfileError
 from endomust_ros.transport import fast_dds_environment
 
 LATCHED = ("/tf_static",)  # late subscribers need these too
@@ -141,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.update(fast_dds_environment(os.environ))
         with RecordingReader(options.recording) as recording:
             return _run(recording, options)
-    except (RecordingError, PlayError, FileNotFoundError) as error:
+    except (RecordingError, PlayError, ProfileError, FileNotFoundError) as error:
         print(f"endomust play: {error}", file=sys.stderr)
         return 2
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +38,18 @@ class ProcessUse:
 class NodeProcess:
     """Context manager around `python -m MODULE ARGUMENTS`; leaving it always ends the process."""
 
-    def __init__(self, module: str, arguments: list[str], log: Path):
+    def __init__(self, module: str, arguments: list[str], log: Path, environment: Mapping[str, str] | None = None):
+        """`environment` is added to ours."""
         self._log = log
         self._module = module
+        self.started = time.monotonic()  # s
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env={**_environment(), **(environment or {})},
                 start_new_session=True,  # Ctrl-C reaches us alone; we then stop the node in order
             )
 

@@ -11,6 +11,7 @@ import pytest
 
 from endomust_core import cli
 from endomust_ros.launching import ARGUMENTS as LAUNCH_ARGUMENTS
+from endomust_ros.launching import CAMERA_ARGUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,6 +41,10 @@ def parse_endomust(words):
     name, *rest = words
     if name not in cli.FORWARDED:
         return cli.parser().parse_args(words)
+    if name == "bench":
+        if rest[0] in ("node", "transport"):
+            pytest.importorskip("rclpy")
+        return importlib.import_module(cli.BENCHMARKS[rest[0]])._parse(rest[1:])
     pytest.importorskip("rclpy")
     if name == "play":
         from endomust_ros.player import _parse
@@ -61,7 +66,8 @@ def check_ros2(words):
     if words[:2] == ["launch", "endomust_ros"]:
         assert (ROOT / "launch" / words[2]).is_file()
         given = {word.split(":=")[0] for word in words[3:]}
-        assert given <= LAUNCH_ARGUMENTS.keys(), f"depth.launch.py knows {', '.join(LAUNCH_ARGUMENTS)}"
+        known = CAMERA_ARGUMENTS if words[2] == "camera.launch.py" else LAUNCH_ARGUMENTS
+        assert given <= known.keys(), f"{words[2]} knows {', '.join(known)}"
     elif words[:2] == ["run", "endomust_ros"]:
         assert f'"{words[2]} = ' in (ROOT / "setup.py").read_text()
 
@@ -163,6 +169,20 @@ def test_the_parameter_table_gives_units_and_ranges_as_in_the_code():
 def test_the_launch_table_is_the_one_in_the_code():
     written = {name.strip("`"): (default, what) for name, default, what in rows(ROOT / "docs" / "ros.md", "Launch")}
     assert written == {name: (default or "empty", what) for name, (default, what) in LAUNCH_ARGUMENTS.items()}
+
+
+def test_the_page_names_every_argument_of_the_camera_launch_file():
+    text = text_of(ROOT / "docs" / "ros.md").split("\n## Large images\n", 1)[1]
+    assert not [name for name in CAMERA_ARGUMENTS if f"`{name}`" not in text]
+
+
+def test_the_loss_that_is_warned_about_is_the_one_in_the_code():
+    from endomust_ros.stamp_gaps import ENOUGH, TOO_MANY, WINDOW
+
+    text = text_of(ROOT / "docs" / "ros.md")
+    assert (
+        f"warn above **{TOO_MANY:g} %**" in text and f"{WINDOW} images" in text and f"lasts for {ENOUGH} images" in text
+    )
 
 
 def test_the_output_table_names_every_publisher():

@@ -1,6 +1,6 @@
 """What one mini-batch of a training configuration costs: CPU and wall time per update, peak memory, beside a peer's.
 
-    python -m endomust_core.learning.benchmark config/train-paper.yaml train.batch=2 [--rounds 5] [--peer FILE.py]
+    endomust bench train config/train-paper.yaml train.batch=2 [--rounds 5] [--peer FILE.py] [--json OUT]
 
 FILE.py defines `make_step(images)`, images {-1, 0, 1: B×3×H×W in [0,1]}, and returns a function that does one step of
 another trainer on them. Steps alternate in one process, so that both feel the same machine; peak memory is that of the
@@ -12,6 +12,7 @@ import json
 import logging
 import resource
 import runpy
+import shlex
 import statistics
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+from endomust_core.benchmarking import document, write
+from endomust_core.bundle import sha256_of
 from endomust_core.learning import train as train_file
 from endomust_core.learning.config import load_config
 from endomust_core.learning.distributed import World, chosen_device
@@ -85,17 +88,19 @@ def measure(steps: dict[str, object], rounds: int) -> dict[str, dict[str, float]
     }
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Measure, log a JSON object, and return it."""
-    top = argparse.ArgumentParser(
-        prog="python -m endomust_core.learning.benchmark", description=__doc__.splitlines()[0]
-    )
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    top = argparse.ArgumentParser(prog="endomust bench train", description=__doc__.splitlines()[0])
     top.add_argument("config", type=Path)
     top.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     top.add_argument("--rounds", type=int, default=5)
     top.add_argument("--peer", type=Path, metavar="FILE.py")
     top.add_argument("--only", choices=("ours", "peer"))
-    options = top.parse_intermixed_args(argv)
+    top.add_argument("--json", type=Path, metavar="OUT", help="write all numbers here too")
+    return top.parse_intermixed_args(arguments)
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Measure, and log the figures."""
     config = load_config(train_file.TrainConfig, options.config, options.overrides)
     images = triplet_images(config.train.batch, tuple(config.data.size))
     with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +117,16 @@ def main(argv: list[str] | None = None) -> dict:
     return found
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    options = _parse(arguments)
+    found = run(options)
+    if options.json:
+        command = shlex.join(["endomust", "bench", "train", *(sys.argv[1:] if arguments is None else arguments)])
+        write(options.json, document("train", found, command=command, hashes={"config": sha256_of(options.config)}))
+    return 0
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    main()
+    sys.exit(main())

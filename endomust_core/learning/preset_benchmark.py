@@ -174,8 +174,7 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command."""
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="endomust bench preset", description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", choices=tuple(SIZES), default=list(SIZES))
     parser.add_argument("--providers", nargs="+", default=["cpu"], help="cpu, cuda, tensorrt, openvino")
@@ -186,7 +185,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=10, help="inferences of one way in a round")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers here too")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    options = _parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,7 @@
 """The training benchmark steps both trainers on the same images, in turns, and reports their ratio."""
 
+import json
+
 import torch
 from small_run import small_presets, write_config
 
@@ -23,10 +25,13 @@ def test_both_trainers_are_measured_and_compared(tmp_path, monkeypatch):
     small_presets(monkeypatch)
     (tmp_path / "peer.py").write_text(PEER)
     config = write_config(tmp_path / "c.yaml", "")
-    found = benchmark.main([str(config), "--rounds", "2", "--peer", str(tmp_path / "peer.py"), "losses.cycle=0"])
+    out = tmp_path / "train.json"
+    arguments = [str(config), "--rounds", "2", "--peer", str(tmp_path / "peer.py"), "losses.cycle=0"]
+    assert benchmark.main([*arguments, "--json", str(out)]) == 0
+    found = json.loads(out.read_text())["results"]
     assert found["peer"]["cpu_s"] >= 0.05 and found["ours"]["cpu_s"] > 0
     assert found["ratio"]["cpu_s"] == found["peer"]["cpu_s"] / found["ours"]["cpu_s"]
-    alone = benchmark.main([str(config), "--rounds", "1", "--only", "ours"])
+    alone = benchmark.run(benchmark._parse([str(config), "--rounds", "1", "--only", "ours"]))
     assert "peer" not in alone and alone["peak_MiB"] > 100
 
 

@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("sensor_msgs", reason="needs the ROS message packages: pip install 'endomust_ros[ros]'")
 
 from endomust_ros import benchmark
-from endomust_ros.benchmark import MeshGrid, Ours, PointByPoint
+from endomust_ros.benchmark import MeshGrid, Ours, PointByPoint, PointList
 
 
-@pytest.mark.parametrize("other", [MeshGrid, PointByPoint])
+@pytest.mark.parametrize("other", [MeshGrid, PointByPoint, PointList])
 def test_all_ways_say_the_same(other):
     scene = benchmark.world(64, 48)
     ours, theirs = Ours(scene, 2), other(scene, 2)
@@ -27,13 +27,16 @@ def test_all_ways_say_the_same(other):
 
 
 def test_table_and_file_hold_every_step(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "SIZES", ((64, 48),))
-    assert benchmark.main(["--json", str(tmp_path / "out.json"), "--runs", "3"]) == 0
+    monkeypatch.setattr(benchmark, "ALLOWED_P95", {(64, 48): 5.0})
+    assert benchmark.main(["--json", str(tmp_path / "out.json"), "--runs", "3", "--rounds", "2"]) == 0
     shown = capsys.readouterr().out
     content = json.loads((tmp_path / "out.json").read_text())
-    assert content["unit"] == "ms" and content["machine"]["cpu_cores"]
+    results = content["results"]
+    assert content["kind"] == "overhead" and content["machine"]["cores"] and results["unit"] == "ms"
+    assert results["sizes"][0]["stride"] == benchmark.shipped_stride() == 4
+    assert "64x48: p95 " in shown and "(allowed: 5 ms)" in shown
     for step in (*benchmark.STEPS, "total"):
         assert f"| {step} |" in shown
         for way in benchmark.WAYS:
-            found = content["results"][0]["ways"][way][step]
+            found = results["sizes"][0]["ways"][way][step]
             assert 0 < found["p50"] <= found["p95"] and found["runs"] >= 2

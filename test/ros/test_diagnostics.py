@@ -26,8 +26,8 @@ def test_statistics_look_back_on_a_window():
     assert statistics.percentiles("depth") is None and statistics.rate("depth") == 0.0
     for value in range(1000):
         statistics.add(depth=float(value))
-    median, high = statistics.percentiles("depth")
-    assert median == 999 - (WINDOW - 1) / 2 and high > median
+    median, high, higher, highest = statistics.percentiles("depth")
+    assert median == 999 - (WINDOW - 1) / 2 and median < high < higher < highest == 999
     assert statistics.last("depth") == 999.0
 
 
@@ -48,6 +48,8 @@ def test_values_are_text_that_a_person_reads():
         "n": "3",
         "depth [ms] p50": "12.35",
         "depth [ms] p95": "12.35",
+        "depth [ms] p99": "12.35",
+        "depth [ms] max": "12.35",
     }
     assert message.level == b"\x01"
 

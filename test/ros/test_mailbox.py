@@ -1,5 +1,7 @@
-"""The mailbox keeps the newest item only; the worker survives errors and is gone when `stop` returns."""
+"""The mailbox keeps the newest item of each slot only; the worker survives errors and is gone when `stop` returns."""
 
+import os
+import sys
 import threading
 
 import pytest
@@ -11,6 +13,14 @@ def test_a_new_item_takes_the_place_of_one_that_waits():
     box = Mailbox()
     assert [box.put("a"), box.put("b"), box.put("c")] == [False, True, True]
     assert box.take() == "c" and not box.put("d") and box.take() == "d"
+
+
+def test_each_slot_has_its_own_item_and_none_waits_behind_one_that_is_refilled():
+    box = Mailbox()
+    assert [box.put("cloud 1", "cloud"), box.put("preview 1", "preview"), box.put("cloud 2", "cloud")] == [0, 0, 1]
+    assert box.take() == "cloud 2"
+    assert not box.put("cloud 3", "cloud")
+    assert [box.take(), box.take()] == ["preview 1", "cloud 3"]
 
 
 def test_a_closed_mailbox_is_empty_for_ever():
@@ -100,6 +110,24 @@ def test_work_that_hangs_is_named_instead_of_waited_for_for_ever():
     with pytest.raises(TimeoutError, match="the inference hangs"):
         worker.stop()
     work.go_on.release()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of single threads are known on Linux only")
+def test_a_worker_can_step_back_behind_the_other_threads():
+    found, done = [], threading.Event()
+
+    def note(item):
+        found.append((threading.current_thread().name, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+        done.set()
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    worker = Worker(note, pytest.fail, name="quiet", nice=3)
+    worker.start()
+    worker.put("any")
+    assert done.wait(5)
+    worker.stop()
+    assert found == [("quiet", min(19, before + 3))]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 def test_a_worker_that_never_started_can_be_stopped():

@@ -16,6 +16,7 @@ from endomust_ros import messages
 from endomust_ros.diagnostics import Statistics, Tally
 from endomust_ros.inputs import Frame
 from endomust_ros.parameters import parameters_from
+from endomust_ros.pictures import Painter
 from endomust_ros.pipeline import Pipeline
 
 EVERYTHING = ("depth", "depth_info", "odom", "points", "rgb", "color")
@@ -63,6 +64,7 @@ class Bench:
             calibration.update(messages.camera_info_message(CAMERA, Header()))
         self.estimator = Estimator(load_bundle(bundle), threads=1)
         given = {name.replace("__", "."): value for name, value in values.items()}
+        self.statistics = Statistics()
         self.pipeline = Pipeline(
             self.estimator,
             parameters_from({"points.max_rate": 0.0, **given}),
@@ -70,8 +72,9 @@ class Bench:
             self.notes,
             self.notes,
             self.tally,
-            Statistics(),
+            self.statistics,
             now=lambda: self.stamp,
+            hand_over=Painter(self.notes, self.statistics).paint,  # at once and here; in the node by another thread
         )
 
     def show(self, step=1 / 30, frame=FRAME):
