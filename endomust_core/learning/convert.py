@@ -47,7 +47,7 @@ from endomust_core.learning.networks.depth import (
 from endomust_core.learning.networks.pose import Pose, PoseNetwork
 from endomust_core.learning.networks.relative_depth import RelativeDepth
 from endomust_core.learning.networks.unet_depth import UNetDepth
-from endomust_core.learning.release import commit, read_frames, unseen_frames
+from endomust_core.learning.release import calibration_frames, commit, read_frames, unseen_frames
 
 WEIGHTS = (".pth", ".pt", ".safetensors", ".bin")
 PARTS = ("depth_model.pth", "encoder.pth", "depth.pth", "pose_encoder.pth", "pose.pth", "intrinsics_head.pth")
@@ -203,6 +203,7 @@ def convert(
         encoder_size=found.encoder_size,
         precisions=precisions,
         golden_frames=unseen_frames(domains=("colon",)),
+        calibration=calibration_frames(precisions),
     )
     return report
 

@@ -103,6 +103,7 @@ def export_bundle(
     precisions: Sequence[str] = ("fp32",),
     golden_frames: Sequence[np.ndarray] = (),
     batch: int = 1,
+    calibration: Sequence[np.ndarray] = (),
 ) -> Path:
     """Write and verify a bundle; returns its folder.
 
@@ -113,8 +114,8 @@ def export_bundle(
     float32 when the graph is loaded, so arithmetic stays float32; what the rounding changes is written into the
     manifest. precisions: further graphs, "fp16", "int8", each with what it costs against PyTorch on `frames`.
     golden_frames: consecutive images that travel with the bundle for the self-test on the machine that runs it, so no
-    patient's. batch: 2 for a depth graph that takes both images of a stereo rig at once. Raises ExportError,
-    BundleError.
+    patient's. calibration: further images that int8 is calibrated on. batch: 2 for a depth graph that takes both images
+    of a stereo rig at once. Raises ExportError, BundleError.
     """
     _check_request(depth_network, size, encoder_size, frames, weight_dtype)
     out_dir = Path(out_dir)
@@ -151,7 +152,7 @@ def export_bundle(
         def pytorch(spec, array):
             return _run_torch(exact[spec.kind], array, spec.outputs)
 
-        manifest = add_to_bundle(stage, manifest, precisions, frames, golden_frames, pytorch)
+        manifest = add_to_bundle(stage, manifest, precisions, frames, golden_frames, pytorch, calibration)
         _publish(stage, out_dir, manifest)
     log.info("bundle %s: %s", out_dir, report)
     return out_dir

@@ -48,10 +48,12 @@ def add_to_bundle(
     frames: Sequence[np.ndarray],
     golden_frames: Sequence[np.ndarray] = (),
     reference: Reference | None = None,
+    calibration: Sequence[np.ndarray] = (),
 ) -> dict:
     """Write the graphs of `precisions` and golden.npz into the folder `root` of a bundle → its manifest.
 
-    frames: (h,w,3) uint8 RGB, consecutive; int8 is calibrated on every other one and all are scored on the rest.
+    frames: (h,w,3) uint8 RGB, consecutive; int8 is calibrated on every other one and on `calibration`, and all are
+    scored on the rest. Calibrate on more than one kind of scene: activations beyond what was seen are cut off.
     golden_frames travel with the bundle. reference(spec, array) → {our name: array} is PyTorch; without it the fp32
     graph on ONNX Runtime. Raises BundleError for a precision that is not known.
     """
@@ -69,7 +71,7 @@ def add_to_bundle(
         facts = {}
         for spec in filter(None, (bundle.depth, bundle.pose)):
             log.info("%s network in %s", spec.kind, precision)
-            variant = _write_variant(spec, precision, _inputs(spec, frames[::2]))
+            variant = _write_variant(spec, precision, _inputs(spec, [*frames[::2], *calibration]))
             section = dict(manifest[spec.kind].get("variants", {})) | {precision: {"file": variant.name}}
             manifest[spec.kind] = {**manifest[spec.kind], "variants": section}
             facts[spec.kind] = _cost(spec, variant, _inputs(spec, frames[1::2] if len(frames) > 3 else frames), run)
@@ -82,7 +84,9 @@ def add_to_bundle(
     return manifest
 
 
-def derive(source: str | Path, out: str | Path, precisions: Sequence[str], frames, golden_frames) -> Path:
+def derive(
+    source: str | Path, out: str | Path, precisions: Sequence[str], frames, golden_frames, calibration=()
+) -> Path:
     """A bundle → a new one in the folder `out` with further precisions and golden images; its fp32 graphs stay."""
     bundle, out = load_bundle(source), Path(out)
     if out.exists() and any(out.iterdir()):
@@ -95,7 +99,8 @@ def derive(source: str | Path, out: str | Path, precisions: Sequence[str], frame
                 shutil.copy(spec.at(precision).path, stage)
         if bundle.golden is not None:
             shutil.copy(bundle.golden, stage)
-        manifest = add_to_bundle(stage, dict(bundle.manifest), precisions, frames, golden_frames)
+        manifest = dict(bundle.manifest)
+        manifest = add_to_bundle(stage, manifest, precisions, frames, golden_frames, calibration=calibration)
         write_manifest(stage, manifest)
         load_bundle(stage)
         out.mkdir(exist_ok=True)

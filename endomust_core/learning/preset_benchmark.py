@@ -42,9 +42,9 @@ def network(preset: str) -> DepthNetwork:
     return DepthNetwork(preset).eval()
 
 
-def eager(graph: nn.Module, device: torch.device) -> Way:
-    """PyTorch as it comes, float32."""
-    graph = graph.to(device).eval()
+def eager(graph: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> Way:
+    """PyTorch as it comes."""
+    graph = graph.to(device, dtype).eval()
 
     def run(image: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -151,6 +151,8 @@ def of_preset(preset: str, options: argparse.Namespace, folder: Path) -> dict[st
     bundle = load_bundle(root)
     graph = DepthGraph(network(preset), size)
     ways: dict[str, Way] = {EAGER: eager(graph, device)}
+    if device.type == "cpu" and "bf16" in options.precisions:
+        ways["PyTorch eager bf16"] = eager(DepthGraph(network(preset), size), device, torch.bfloat16)
     if device.type == "cuda":
         for name, compiled in (("PyTorch fp16, CUDA graph", False), ("… and torch.compile", True)):
             if options.compile or not compiled:

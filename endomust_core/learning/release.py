@@ -19,6 +19,7 @@ from endomust_core.learning.precision import derive
 from endomust_core.simulation import DOMAINS, render
 
 UNSEEN_SEED = 500  # of the frames on which ONNX Runtime is compared with PyTorch; the training scenes start at 1000
+CALIBRATION_SEEDS = (501, 502, 503, 504)
 
 
 def export_run(
@@ -75,21 +76,28 @@ def export_run(
         precisions=precisions,
         golden_frames=unseen_frames(domains=("colon",)),
         batch=batch,
+        calibration=calibration_frames(precisions),
         encoder_size=encoder_size,
         scale_source="self-supervised, up to scale" if trained else "rendered sequences",
     )
 
 
-def unseen_frames(each: int = 3, domains: Sequence[str] = tuple(DOMAINS)) -> list[np.ndarray]:
+def unseen_frames(each: int = 3, domains: Sequence[str] = tuple(DOMAINS), seed: int = UNSEEN_SEED) -> list[np.ndarray]:
     """`each` consecutive rendered images (H,W,3) uint8 of every domain, which no network has seen."""
     size = (192, 240)
-    return [f.rgb for domain in domains for f in render(domain, each, size, seed=UNSEEN_SEED, detail=512)]
+    return [f.rgb for domain in domains for f in render(domain, each, size, seed=seed, detail=512)]
+
+
+def calibration_frames(precisions: Sequence[str]) -> list[np.ndarray]:
+    """Rendered images of every domain, others than the golden ones, where int8 is among the precisions."""
+    return [f for seed in CALIBRATION_SEEDS for f in unseen_frames(2, seed=seed)] if "int8" in precisions else []
 
 
 def derive_bundle(source: str | Path, out: str | Path, precisions: Sequence[str], frames_from=()) -> Path:
     """A bundle → a new one with further precisions and golden images; see `precision.derive`."""
     frames = [frame for path in frames_from for frame in read_frames(path)] or unseen_frames()
-    return derive(source, out, precisions, frames, unseen_frames(domains=("colon",)))
+    golden = unseen_frames(domains=("colon",))
+    return derive(source, out, precisions, frames, golden, calibration_frames(precisions))
 
 
 def read_frames(path: str | Path, most: int = 6) -> list[np.ndarray]:
