@@ -85,19 +85,33 @@ class Estimator:
         times.append(perf_counter())
         return Look(disparity, pose_image, _durations(("preprocess", "depth"), times))
 
-    def estimate(self, rgb: np.ndarray, scale: float = 1.0, look: Look | None = None) -> Estimate:
-        """(h,w,3) uint8 RGB of any size -> Estimate; `scale` multiplies depth and translation. Raises ValueError.
+    def depth(self, rgb: np.ndarray, look: Look, scale: float = 1.0) -> np.ndarray:
+        """The image and what `look` said of it -> depth (H,W) float32 [m]. Raises ValueError."""
+        _check_scale(scale)
+        width, height = self._output_size(rgb)
+        return to_depth(look.disparity, width, height, scale, self.min_depth, self.max_depth)
 
-        `look` is what `look(rgb)` gave, where that was called before; the estimate is the same to the bit.
+    def motion(self, look: Look, scale: float = 1.0) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """T_prev_curr (4,4) [m] and intrinsics (4,); None without an image before, or without a pose network.
+
+        This image becomes the one before.
         """
         _check_scale(scale)
-        if look is None:
-            look = self.look(rgb)
+        return self._motion(look.pose_image, scale)
+
+    def remember(self, look: Look) -> None:
+        """This image becomes the one before, and nobody asks how the camera has moved."""
+        if self._pose is not None:
+            self._pair[0, 0] = look.pose_image
+            self._has_previous = True
+
+    def estimate(self, rgb: np.ndarray, scale: float = 1.0) -> Estimate:
+        """(h,w,3) uint8 RGB of any size -> Estimate; `scale` multiplies depth and translation. Raises ValueError."""
+        look = self.look(rgb)
         times = [perf_counter()]
-        T_prev_curr, intrinsics = self._motion(look.pose_image, scale)
+        T_prev_curr, intrinsics = self.motion(look, scale)
         times.append(perf_counter())
-        width, height = self._output_size(rgb)
-        depth = to_depth(look.disparity, width, height, scale, self.min_depth, self.max_depth)
+        depth = self.depth(rgb, look, scale)
         times.append(perf_counter())
         timing = look.timing | _durations(("pose", "postprocess"), times)
         return Estimate(depth, T_prev_curr, intrinsics, timing)

@@ -1,7 +1,7 @@
 """What happens to each image, with ROS or without: rgb → depth [m], camera, odometry, and which outputs are due.
 
-`estimate` then `move` for every image, in the order of the images. The node publishes what comes out, replay writes it
-down; nothing here knows which of the two it works for.
+`estimate` then `move` for every image, in the order of the images: depth can go out before the pose network runs. The
+node publishes what comes out, replay writes it down; nothing here knows which of the two it works for.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 
 from endomust_core.camera import Camera, CameraError
 from endomust_core.decoding import camera_from_info
-from endomust_core.estimator import Estimate, Estimator, Look
+from endomust_core.estimator import Estimator, Look
 from endomust_core.odometry import Odometry, OdometryState, to_body
 
 CLOUD_TOLERANCE = 1e-3  # s; camera stamps jitter, and 10 Hz out of 30 Hz should stay 10 Hz
@@ -55,14 +56,11 @@ class Answer:
 
     stamp_ns: int
     frame_id: str
-    estimate: Estimate
+    depth: np.ndarray  # (H,W) float32 [m], NaN where invalid; its reader's own
+    look: Look  # for `move`
+    timing: dict[str, float]  # seconds: preprocess, depth, postprocess; `move` adds pose
     camera: Camera | None  # of the depth grid; None without a usable calibration
     calibration: str  # "calibrated", or the reason why not: no_info | uncalibrated | size
-
-    @property
-    def depth(self) -> np.ndarray:
-        """(H,W) float32 [m], NaN where invalid."""
-        return self.estimate.depth
 
 
 class Pipeline:
@@ -96,15 +94,22 @@ class Pipeline:
         frame_id = self._usable_frame(frame_id, p.frames_camera_optical)
         camera, calibration = self._camera(rgb)
         self.estimator.min_depth, self.estimator.max_depth = p.depth_min_range, p.depth_max_range
-        estimate = self.estimator.estimate(rgb, p.scale_factor, look)
-        return Answer(stamp_ns, frame_id, estimate, _camera_of(camera, estimate.depth), calibration)
+        look = look or self.estimator.look(rgb)
+        start = perf_counter()
+        depth = self.estimator.depth(rgb, look, p.scale_factor)
+        timing = look.timing | {"postprocess": perf_counter() - start, "pose": 0.0}
+        return Answer(stamp_ns, frame_id, depth, look, timing, _camera_of(camera, depth), calibration)
 
     def move(self, answer: Answer) -> OdometryState | None:
         """Where the camera is now, in REP-103 axes; None without calibration or pose network, or when switched off."""
         p = self.settings
         if answer.camera is None or not p.odom_enable or not self.has_motion:
+            self.estimator.remember(answer.look)
             return None
-        return to_body(self._step(answer.estimate.T_prev_curr, seconds(answer.stamp_ns), p))
+        start = perf_counter()
+        T_prev_curr, _ = self.estimator.motion(answer.look, p.scale_factor)
+        answer.timing["pose"] = perf_counter() - start
+        return to_body(self._step(T_prev_curr, seconds(answer.stamp_ns), p))
 
     def transform_is_due(self, answer: Answer, state: OdometryState) -> bool:
         """True, once, where odom → camera may be sent: not lost, a frame to name, and newer than the last."""

@@ -106,7 +106,7 @@ class Book:
         self.last_ns = shot.log_ns
         share, median = depth_facts(answer.depth)
         self.curve.add(((shot.log_ns - self.first_ns) / 1e9, share, math.nan if median is None else median))
-        self.times.add([answer.estimate.timing[stage] for stage in STAGES])
+        self.times.add([answer.timing[stage] for stage in STAGES])
         self.answered += 1
         self.with_odometry += moved
         self.without_depth += median is None

@@ -54,14 +54,15 @@ class Pipeline:
         decoded = time.perf_counter()
         self._core.settings = p
         answer = self._core.estimate(rgb, stamp, frame.message.header.frame_id)
-        estimated = time.perf_counter()
+        ready = time.perf_counter()
         header = Header(stamp=frame.message.header.stamp, frame_id=answer.frame_id)
 
-        self._publish_depth(answer, header, p)
+        self._publish_depth(answer, header, p)  # before the pose network runs
         self._publish_odometry(answer, header, p)
         self._hand_over_pictures(answer, rgb, header, p)
 
-        self._observe(rgb, answer, arrival=arrival, decode=decoded - start, publish=time.perf_counter() - estimated)
+        publish = time.perf_counter() - ready - answer.timing["pose"]
+        self._observe(rgb, answer, arrival=arrival, decode=decoded - start, publish=publish)
 
     @property
     def has_motion(self) -> bool:
@@ -134,7 +135,7 @@ class Pipeline:
         """Numbers for diagnostics."""
         share, median = depth_facts(answer.depth)
         depth = {"valid": 100.0 * share} | ({} if median is None else {"median_depth": median})
-        self._statistics.add(**durations, **answer.estimate.timing, **depth)
+        self._statistics.add(**durations, **answer.timing, **depth)
         self._statistics.add(age=self._now() - seconds(answer.stamp_ns), finished=time.monotonic())
         self.seen["size"] = f"{rgb.shape[1]}x{rgb.shape[0]}"
         self.seen["camera"] = answer.calibration

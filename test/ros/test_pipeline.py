@@ -90,6 +90,20 @@ def test_depth_goes_first_then_motion_then_what_is_only_looked_at(bundle):
     assert Bench(bundle).show().names() == ["depth", "depth_info", "odom", "tf", "points", "rgb", "color"]
 
 
+def test_depth_goes_out_before_the_pose_network_runs(bundle, monkeypatch):
+    bench = Bench(bundle, wanted=("depth", "odom"))
+    bench.show()
+    motion, before = bench.estimator.motion, []
+
+    def watched(*arguments):
+        before.append(bench.notes.names())
+        return motion(*arguments)
+
+    monkeypatch.setattr(bench.estimator, "motion", watched)
+    bench.show()
+    assert "depth" in before[0] and "odom" not in before[0]
+
+
 def test_nothing_is_made_for_nobody_but_odometry_goes_on(bundle):
     bench = Bench(bundle, wanted=())
     assert [bench.show().names() for _ in range(2)] == [["tf"], ["tf"]]
@@ -98,7 +112,7 @@ def test_nothing_is_made_for_nobody_but_odometry_goes_on(bundle):
 
 def test_without_odometry_and_subscribers_no_network_runs(bundle, monkeypatch):
     bench = Bench(bundle, wanted=(), odom__enable=False)
-    monkeypatch.setattr(bench.estimator, "estimate", lambda *_: pytest.fail("the network ran for nobody"))
+    monkeypatch.setattr(bench.estimator, "look", lambda *_: pytest.fail("the network ran for nobody"))
     assert bench.show().names() == [] and bench.tally["idle"] == 1
 
 
