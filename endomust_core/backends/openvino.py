@@ -6,6 +6,7 @@ fp32 and 0.2 % off in depth; elsewhere it computes in fp32.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 
@@ -27,7 +28,7 @@ class OpenVinoBackend:
 
     def __init__(self, spec: NetworkSpec, provider: str, choice: Choice):
         self.provider = provider
-        core = openvino.Core()
+        core = _core()
         order = ("bf16", "fp32", "int8") if _has_bf16(core) else ("fp32", "int8")
         self.precision, graph = graph_of(spec, provider, choice.precision, order, plain=("bf16",))
         settings = {
@@ -75,6 +76,16 @@ def _built(core: openvino.Core, graph: NetworkSpec, settings: dict) -> bytes:
     except RuntimeError as error:
         cause = str(error).strip().splitlines()[-1]
         raise BackendError(f"OpenVINO does not compile {graph.path.name} ({cause}); use the provider cpu") from error
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """One for the process, never given back.
+
+    Its plugin sets the stack that signal handlers run on (sigaltstack), frees that memory with the last Core and leaves
+    it set (2026.4): the next SIGINT would crash the process.
+    """
+    return openvino.Core()
 
 
 def _has_bf16(core: openvino.Core) -> bool:

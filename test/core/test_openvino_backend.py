@@ -1,6 +1,8 @@
 """OpenVINO: the same answers as ONNX Runtime, engines found again, bf16 only where the processor has it."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,13 +66,16 @@ def test_a_truncated_engine_is_built_again(bundle, choice, caplog):
 
 def test_an_engine_of_another_processor_is_built_again_and_the_log_says_so(bundle, choice, caplog, monkeypatch):
     open_with(bundle.depth, "openvino", choice)
-    core = backend_file.openvino.Core
+    real = backend_file._core()
 
-    class Elsewhere(core):
+    class Elsewhere:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
         def get_property(self, device, name):
-            return "Another Processor" if name == "FULL_DEVICE_NAME" else core.get_property(self, device, name)
+            return "Another Processor" if name == "FULL_DEVICE_NAME" else real.get_property(device, name)
 
-    monkeypatch.setattr(backend_file.openvino, "Core", Elsewhere)
+    monkeypatch.setattr(backend_file, "_core", Elsewhere)
     with caplog.at_level(logging.INFO):
         assert open_with(bundle.depth, "openvino", choice).facts["engine"] == "built"
     assert "→ Another Processor" in caplog.text
@@ -97,3 +102,28 @@ def test_bf16_is_auto_only_where_the_processor_has_it(bundle, choice, monkeypatc
 def test_the_default_bundle_passes_its_self_test(tmp_path):
     engines = open_engines(load_bundle(default_bundle()), EngineOptions(("openvino",), cache_dir=tmp_path))
     assert engines.self_test.passed and engines.provider == "openvino"
+
+
+SIGNAL_STACK = """
+import ctypes, sys
+from endomust_core.bundle import load_bundle
+from endomust_core.engines import EngineOptions, open_engines
+
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+engines = open_engines(load_bundle(sys.argv[1]), EngineOptions(("openvino",), cache_dir=sys.argv[2], self_test="off"))
+del engines
+stack = Stack()
+ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in open("/proc/self/maps")]
+print(not stack.address or any(low <= stack.address < high for low, high in ranges))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_signals_have_a_stack_that_exists_after_the_engines_are_closed(bundle, tmp_path):
+    """Ctrl-C crashed the process after `cleanup`: the stack that OpenVINO had set for signals was gone."""
+    command = [sys.executable, "-c", SIGNAL_STACK, str(bundle.root), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stdout + done.stderr[-2000:]
