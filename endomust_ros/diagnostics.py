@@ -176,10 +176,10 @@ class Reporter:
             level, sentence = WARN, f"no image for {silence:.1f} s on {facts['topic']}; {_if_the_camera_runs(facts)}"
         elif recent.get("jump"):
             level, sentence = WARN, f"stamps went back, everything started again (jump number {counts['jump']})"
-        elif loss.serious:
-            level, sentence = WARN, f"{loss.percent:.0f} % of the images never arrived; {_against_loss(facts)}"
         elif camera not in ("calibrated", "unknown"):
             level, sentence = WARN, f"no calibration in use ({camera}): depth only, no cloud and no odometry"
+        elif loss.serious:
+            level, sentence = WARN, f"{loss.percent:.0f} % of the images never arrived; {_against_loss(facts)}"
         else:
             level, sentence = OK, "receiving"
         values = {

@@ -198,7 +198,7 @@ class Probe:
         return sent, self.answer(sent, name)
 
     def send_info(self, camera: Camera = CAMERA, **changes) -> CameraInfo:
-        message = camera_info_message(camera, self.header())
+        message = camera_info_message(camera, self.header(step=0.0))  # or images would look as if some were lost
         for field, value in changes.items():
             setattr(message, field, value)
         return self.send(message, "/endoscope/camera_info")

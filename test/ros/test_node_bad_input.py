@@ -55,7 +55,8 @@ def test_only_bad_images_are_an_error_in_diagnostics(node, probe):
     probe.got["diagnostics"].clear()
     probe.wait(bad_again, "the level ERROR")
     probe.ask()
-    probe.wait_for_status("input", lambda status: status["level"] == b"\x00", "the level OK again")
+    # So many at once do not all arrive, and that is said afterwards; but it is no error any more.
+    probe.wait_for_status("input", lambda status: status["level"] != b"\x02", "no error any more")
 
 
 def test_padded_rows_and_big_endian_words_are_read_right(node, probe):
