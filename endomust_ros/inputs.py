@@ -81,7 +81,9 @@ class Inputs:
         """`auto` takes what is published, raw before compressed, and listens to both while neither is."""
         if self._transport == "auto":
             kinds = (kind for kind in (RAW, COMPRESSED) if self._node.count_publishers(getattr(self.topics, kind)))
-            self.choice = next(kinds, None)
+            before, self.choice = self.choice, next(kinds, None)
+            if before is not None and before != self.choice:
+                self.gaps.restart()
 
     def _taker(self, kind: str) -> Callable:
         def take(message):
@@ -114,7 +116,7 @@ class Inputs:
 
     def _unsubscribe(self, topic: str) -> None:
         subscription, _ = self._subscriptions.pop(topic)
-        if topic != self.topics.camera_info:
+        if self.choice is None or topic == getattr(self.topics, self.choice):  # not when the other kind is let go
             self.gaps.restart()
         self._node.destroy_subscription(subscription)
 
