@@ -508,8 +508,10 @@ def engine_command(options: argparse.Namespace) -> None:
         rebuild=options.rebuild,
         **({} if options.tolerance is None else {"self_test_tolerance": options.tolerance}),
     )
-    print(report(bundle, open_engines(bundle, wish)))
-    print(f"engines are kept in {options.cache or default_folder()}")
+    engines = open_engines(bundle, wish)
+    print(report(bundle, engines))
+    if "engine" in engines.depth.facts:
+        print(f"engines are kept in {options.cache or default_folder()}")
 
 
 def bench_command(arguments: list[str]) -> int:

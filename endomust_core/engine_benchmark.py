@@ -125,7 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.write(table(results) + "\n")
     if options.json:
         command = shlex.join(["endomust", "bench", "engine", *(sys.argv[1:] if arguments is None else arguments)])
-        hashes = {"model": bundle.digest}
+        engines = {f"engine {name}": found["engine key"] for name, found in results.items() if "engine key" in found}
+        hashes = {"model": bundle.digest, **engines}
         write(options.json, document("engine", {"unit": "ms", "ways": results}, command=command, hashes=hashes))
     return 0
 

@@ -31,7 +31,7 @@ def report(bundle: Bundle, engines: Engines) -> str:
     for spec, backend in ((bundle.depth, engines.depth), (bundle.pose, engines.pose)):
         if backend is None:
             continue
-        facts = ", ".join(f"{name} {value}" for name, value in backend.facts.items())
+        facts = ", ".join(f"{name} {value}" for name, value in backend.facts.items() if name != "engine key")
         size = "{1}x{0}".format(*spec.size)
         took = latency(backend, spec)
         times = f"p50 {took['p50']:.2f}, p95 {took['p95']:.2f}, p99 {took['p99']:.2f} ms"

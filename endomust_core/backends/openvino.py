@@ -17,6 +17,7 @@ import openvino.properties.hint as hint
 
 from endomust_core.backends import BackendError, Choice, Tensor, graph_of
 from endomust_core.bundle import BundleError, NetworkSpec
+from endomust_core.engine_cache import key
 
 DEVICE = "CPU"
 DTYPES = {"u8": "uint8", "f32": "float32", "f16": "float16"}
@@ -37,24 +38,26 @@ class OpenVinoBackend:
             properties.inference_num_threads: choice.threads or len(os.sched_getaffinity(0)),
             hint.enable_cpu_pinning: False,  # two nodes pinned to the same cores would wait for each other
         }
+        depends_on = {
+            "bundle": choice.bundle,
+            "network": spec.kind,
+            "graph": graph.sha256,
+            "precision": self.precision,
+            "shapes": list(spec.input_shape),
+            "provider": "openvino",
+            "version": openvino.__version__,
+            "device": core.get_property(DEVICE, "FULL_DEVICE_NAME"),
+            "abilities": sorted(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")),
+            "threads": settings[properties.inference_num_threads],
+        }
         compiled, state = choice.cache.open(
-            {
-                "bundle": choice.bundle,
-                "network": spec.kind,
-                "graph": graph.sha256,
-                "precision": self.precision,
-                "shapes": list(spec.input_shape),
-                "provider": "openvino",
-                "version": openvino.__version__,
-                "device": core.get_property(DEVICE, "FULL_DEVICE_NAME"),
-                "abilities": sorted(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")),
-                "threads": settings[properties.inference_num_threads],
-            },
+            depends_on,
             build=lambda: _built(core, graph, settings),
             load=lambda engine: core.import_model(io.BytesIO(engine), DEVICE, settings),
             rebuild=choice.rebuild,
         )
-        self.facts = {"engine": state, "library": f"OpenVINO {openvino.__version__.partition('-')[0]}"}
+        version = openvino.__version__.partition("-")[0]
+        self.facts = {"engine": state, "engine key": key(depends_on)[:20], "library": f"OpenVINO {version}"}
         self.inputs = {port.get_any_name(): _tensor(port) for port in compiled.inputs}
         self.outputs = {port.get_any_name(): _tensor(port) for port in compiled.outputs}
         self._request = compiled.create_infer_request()

@@ -19,6 +19,7 @@ except ImportError:  # cuda-python before 12.6
 
 from endomust_core.backends import BackendError, Choice, Tensor, graph_of
 from endomust_core.bundle import NetworkSpec
+from endomust_core.engine_cache import key
 
 ORDER = ("fp16", "tf32", "fp32", "int8")
 PLAIN = ("tf32",)
@@ -37,18 +38,19 @@ class TensorRtBackend:
         logger = _Logger()
         runtime = trt.Runtime(logger)
         timing = f"timing-{trt.__version__}-{device.replace(' ', '_')}.cache"
+        depends_on = {
+            "bundle": choice.bundle,
+            "network": spec.kind,
+            "graph": graph.sha256,
+            "precision": self.precision,
+            "shapes": list(spec.input_shape),
+            "provider": "tensorrt",
+            "version": trt.__version__,
+            "device": device,
+            "driver": _call(cuda.cudaDriverGetVersion),
+        }
         engine, state = choice.cache.open(
-            {
-                "bundle": choice.bundle,
-                "network": spec.kind,
-                "graph": graph.sha256,
-                "precision": self.precision,
-                "shapes": list(spec.input_shape),
-                "provider": "tensorrt",
-                "version": trt.__version__,
-                "device": device,
-                "driver": _call(cuda.cudaDriverGetVersion),
-            },
+            depends_on,
             build=lambda: _built(graph, self.precision, logger, choice.cache, timing),
             load=lambda plan: _loaded(runtime, logger, plan),
             rebuild=choice.rebuild,
@@ -65,7 +67,8 @@ class TensorRtBackend:
             self._buffers[name] = _Buffer(tensor.shape, dtype)
             self._context.set_tensor_address(name, self._buffers[name].device)
         self._graph, said = self._captured()
-        self.facts = {"engine": state, "library": f"TensorRT {trt.__version__}", "device": device, "CUDA graph": said}
+        self.facts = {"engine": state, "engine key": key(depends_on)[:20], "library": f"TensorRT {trt.__version__}"}
+        self.facts |= {"device": device, "CUDA graph": said}
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every output of the graph by name; the arrays are new on each call."""
