@@ -116,6 +116,21 @@ def graph_of(
     return precision, spec if precision in plain else spec.at(precision)
 
 
+def identity(
+    spec: NetworkSpec, graph: NetworkSpec, precision: str, provider: str, choice: Choice, **machine: object
+) -> dict[str, object]:
+    """What an engine depends on, for the cache; `machine` is what the library adds: version, device, driver, …"""
+    return {
+        "bundle": choice.bundle,
+        "network": spec.kind,
+        "graph": graph.sha256,
+        "precision": precision,
+        "shapes": list(spec.input_shape),
+        "provider": provider,
+        **machine,
+    }
+
+
 def check_graph(spec: NetworkSpec, backend: Backend) -> None:
     """Raise BundleError where names, types or shapes of the graph differ from the manifest."""
     remedy = f"re-export or fix {spec.path.parent / MANIFEST}"

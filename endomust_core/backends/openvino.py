@@ -15,7 +15,7 @@ import openvino
 import openvino.properties as properties
 import openvino.properties.hint as hint
 
-from endomust_core.backends import BackendError, Choice, Tensor, graph_of
+from endomust_core.backends import BackendError, Choice, Tensor, graph_of, identity
 from endomust_core.bundle import BundleError, NetworkSpec
 from endomust_core.engine_cache import key
 
@@ -38,18 +38,17 @@ class OpenVinoBackend:
             properties.inference_num_threads: choice.threads or len(os.sched_getaffinity(0)),
             hint.enable_cpu_pinning: False,  # two nodes pinned to the same cores would wait for each other
         }
-        depends_on = {
-            "bundle": choice.bundle,
-            "network": spec.kind,
-            "graph": graph.sha256,
-            "precision": self.precision,
-            "shapes": list(spec.input_shape),
-            "provider": "openvino",
-            "version": openvino.__version__,
-            "device": core.get_property(DEVICE, "FULL_DEVICE_NAME"),
-            "abilities": sorted(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")),
-            "threads": settings[properties.inference_num_threads],
-        }
+        depends_on = identity(
+            spec,
+            graph,
+            self.precision,
+            provider,
+            choice,
+            version=openvino.__version__,
+            device=core.get_property(DEVICE, "FULL_DEVICE_NAME"),
+            abilities=sorted(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")),
+            threads=settings[properties.inference_num_threads],
+        )
         compiled, state = choice.cache.open(
             depends_on,
             build=lambda: _built(core, graph, settings),

@@ -17,7 +17,7 @@ try:
 except ImportError:  # cuda-python before 12.6
     from cuda import cudart as cuda
 
-from endomust_core.backends import BackendError, Choice, Tensor, graph_of
+from endomust_core.backends import BackendError, Choice, Tensor, graph_of, identity
 from endomust_core.bundle import NetworkSpec
 from endomust_core.engine_cache import key
 
@@ -38,17 +38,16 @@ class TensorRtBackend:
         logger = _Logger()
         runtime = trt.Runtime(logger)
         timing = f"timing-{trt.__version__}-{device.replace(' ', '_')}.cache"
-        depends_on = {
-            "bundle": choice.bundle,
-            "network": spec.kind,
-            "graph": graph.sha256,
-            "precision": self.precision,
-            "shapes": list(spec.input_shape),
-            "provider": "tensorrt",
-            "version": trt.__version__,
-            "device": device,
-            "driver": _call(cuda.cudaDriverGetVersion),
-        }
+        depends_on = identity(
+            spec,
+            graph,
+            self.precision,
+            provider,
+            choice,
+            version=trt.__version__,
+            device=device,
+            driver=_call(cuda.cudaDriverGetVersion),
+        )
         engine, state = choice.cache.open(
             depends_on,
             build=lambda: _built(graph, self.precision, logger, choice.cache, timing),
