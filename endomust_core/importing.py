@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from endomust_core.camera import Camera
-from endomust_core.recording import CAMERA_INFO_TOPIC, IMAGE_TOPIC, RecordingError, RecordingWriter
+from endomust_core.recording import CAMERA_INFO_TOPIC, IMAGE_TOPIC, RecordingError
+from endomust_core.recording_writer import RecordingWriter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm")
 START_NS = 10**9  # a video has no clock: stamps count from 1 s, not from 0, which ROS reads as "not set"

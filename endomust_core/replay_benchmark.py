@@ -26,7 +26,8 @@ from endomust_core.decoding import restamped_cdr, stamp_ns_from_cdr
 from endomust_core.estimator import Estimator
 from endomust_core.footage import Shot, open_footage
 from endomust_core.pipeline import Calibration, Pipeline, Settings
-from endomust_core.recording import RecordingReader, RecordingWriter
+from endomust_core.recording import RecordingReader
+from endomust_core.recording_writer import RecordingWriter
 from endomust_core.replay import replay
 
 HELD = 60  # decoded images that inference alone goes through again and again

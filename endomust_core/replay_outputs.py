@@ -23,7 +23,8 @@ from endomust_core.footage import Footage, Info, Shot
 from endomust_core.fusion import Fusion, write_ply
 from endomust_core.odometry import OdometryState
 from endomust_core.pipeline import Answer
-from endomust_core.recording import COMPRESSED_IMAGE, RecordingError, RecordingWriter
+from endomust_core.recording import COMPRESSED_IMAGE, RecordingError
+from endomust_core.recording_writer import RecordingWriter
 from endomust_core.report import FramePicture
 from endomust_core.trajectory import Thinned, TrajectoryWriter
 

@@ -16,7 +16,8 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from endomust_core.decoding import DecodingError, stamp_ns_from_cdr
-from endomust_core.recording import RecordingError, RecordingWriter
+from endomust_core.recording import RecordingError
+from endomust_core.recording_writer import RecordingWriter
 from endomust_ros.player import message_class
 
 WAITING = 256  # messages that may wait for the disk; a full queue drops and counts

@@ -17,7 +17,7 @@ ONE_FILE_EACH = {  # heavy library → the only files that may import it
     "onnxruntime": {"endomust_core/backends/onnxruntime.py", "endomust_core/learning/precision.py"},
     "openvino": {"endomust_core/backends/openvino.py"},
     "tensorrt": {"endomust_core/backends/tensorrt.py"},
-    "rosbags": {"endomust_core/recording.py"},
+    "rosbags": {"endomust_core/recording.py", "endomust_core/recording_writer.py"},
     "evo": {"endomust_core/motion_scores.py"},
 }
 PRINTING = {  # the commands; the rest logs

@@ -17,15 +17,8 @@ import yaml
 
 from endomust_core.camera import save_camera
 from endomust_core.odometry import quaternion_from_matrix
-from endomust_core.recording import (
-    CAMERA_INFO_TOPIC,
-    COMPRESSED_TOPIC,
-    DEPTH_PNG_TOPIC,
-    DEPTH_UNIT_M,
-    POSE_TOPIC,
-    RecordingWriter,
-    depth_to_units,
-)
+from endomust_core.recording import CAMERA_INFO_TOPIC, COMPRESSED_TOPIC, DEPTH_PNG_TOPIC, DEPTH_UNIT_M, POSE_TOPIC
+from endomust_core.recording_writer import RecordingWriter, depth_to_units
 from endomust_core.simulation import renderer
 
 FRAME_ID = "endoscope_optical_frame"

@@ -7,13 +7,8 @@ import numpy as np
 
 from endomust_core.camera import Camera
 from endomust_core.odometry import se3, so3_exp
-from endomust_core.recording import (
-    CAMERA_INFO_TOPIC,
-    COMPRESSED_TOPIC,
-    DEPTH_PNG_TOPIC,
-    POSE_TOPIC,
-    RecordingWriter,
-)
+from endomust_core.recording import CAMERA_INFO_TOPIC, COMPRESSED_TOPIC, DEPTH_PNG_TOPIC, POSE_TOPIC
+from endomust_core.recording_writer import RecordingWriter
 
 CAMERA = Camera(width=96, height=80, fx=90.0, fy=90.0, cx=47.5, cy=39.5)
 NORMAL, OFFSET = np.array([0.2, -0.1, 1.0]), 0.06  # the plane NORMAL · X = OFFSET [m] in the world

@@ -5,7 +5,8 @@ import pytest
 from small_recording import START_NS, write_small_recording
 
 from endomust_core.mcap_scan import McapScan
-from endomust_core.recording import COMPRESSED_TOPIC, RecordingError, RecordingReader, RecordingWriter
+from endomust_core.recording import COMPRESSED_TOPIC, RecordingError, RecordingReader
+from endomust_core.recording_writer import RecordingWriter
 
 
 @pytest.fixture(scope="module")

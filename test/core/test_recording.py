@@ -30,8 +30,8 @@ from endomust_core.recording import (
     POSE_TOPIC,
     RecordingError,
     RecordingReader,
-    RecordingWriter,
 )
+from endomust_core.recording_writer import RecordingWriter
 
 
 @pytest.fixture

@@ -21,13 +21,8 @@ from endomust_core import replay as replay_module
 from endomust_core import replay_outputs
 from endomust_core.camera import Camera, save_camera
 from endomust_core.decoding import cloud_from, depth_from, pose_from, rgb_from, stamp_ns
-from endomust_core.recording import (
-    CAMERA_INFO_TOPIC,
-    COMPRESSED_TOPIC,
-    RecordingError,
-    RecordingReader,
-    RecordingWriter,
-)
+from endomust_core.recording import CAMERA_INFO_TOPIC, COMPRESSED_TOPIC, RecordingError, RecordingReader
+from endomust_core.recording_writer import RecordingWriter
 from endomust_core.replay import replay
 from endomust_core.replay_outputs import DEPTH, DEPTH_INFO, MODEL_INFO, ODOM, POINTS
 from endomust_core.trajectory import read_trajectory

@@ -7,7 +7,8 @@ from test_recording import read_all
 
 from endomust_core.decoding import depth_from
 from endomust_core.odometry import se3, so3_exp
-from endomust_core.recording import DEPTH_PNG_TOPIC, POSE_TOPIC, RecordingReader, RecordingWriter
+from endomust_core.recording import DEPTH_PNG_TOPIC, POSE_TOPIC, RecordingReader
+from endomust_core.recording_writer import RecordingWriter
 from endomust_core.results import Topics, path_length, results_of, trajectory_of
 
 TOPICS = Topics("/image", "/depth", "/odom", "/points", POSE_TOPIC, (DEPTH_PNG_TOPIC,))

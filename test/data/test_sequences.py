@@ -18,7 +18,8 @@ from endomust_core.data import cache as cache_file
 from endomust_core.data.cache import cache, choose_gaps, load_cached
 from endomust_core.data.sequences import Frame, open_sequences, straightened
 from endomust_core.odometry import quaternion_from_matrix
-from endomust_core.recording import COMPRESSED_TOPIC, DEPTH_UNIT_M, POSE_TOPIC, RecordingWriter
+from endomust_core.recording import COMPRESSED_TOPIC, DEPTH_UNIT_M, POSE_TOPIC
+from endomust_core.recording_writer import RecordingWriter
 
 HEIGHT, WIDTH = 48, 64
 

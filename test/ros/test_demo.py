@@ -16,7 +16,8 @@ from sensor_msgs.msg import CompressedImage
 from small_recording import CAMERA, image_at, write_small_recording
 
 from endomust_core.importing import import_frames
-from endomust_core.recording import COMPRESSED_TOPIC, POSE_TOPIC, RecordingReader, RecordingWriter
+from endomust_core.recording import COMPRESSED_TOPIC, POSE_TOPIC, RecordingReader
+from endomust_core.recording_writer import RecordingWriter
 from endomust_ros import demo as demo_module
 from endomust_ros.demo import DEPTH, MODEL_INFO, ODOM, POINTS, main
 from endomust_ros.demo_report import Run

@@ -18,8 +18,8 @@ from endomust_core.recording import (
     IMAGE_TOPIC,
     RecordingError,
     RecordingReader,
-    RecordingWriter,
 )
+from endomust_core.recording_writer import RecordingWriter
 from endomust_ros import player as player_module
 from endomust_ros.player import Player, PlayError, main, message_class
 from endomust_ros.recorder import Recorder, Topic

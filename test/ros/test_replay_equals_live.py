@@ -27,8 +27,8 @@ from endomust_core.recording import (
     IMAGE,
     IMAGE_TOPIC,
     RecordingReader,
-    RecordingWriter,
 )
+from endomust_core.recording_writer import RecordingWriter
 from endomust_core.replay import replay
 from endomust_core.replay_outputs import DEPTH, DEPTH_INFO, ODOM, POINTS
 from endomust_core.resources import share
