@@ -49,15 +49,17 @@ def decode_only(source: Path) -> float:
 
 def inference_only(source: Path, bundle: Path, images: int, threads: int = 0) -> float:
     """Images per second of the node's pipeline on decoded images in memory."""
-    shots = []
-    for item in open_footage(source).items:
+    shots, footage, calibration = [], open_footage(source), Calibration()
+    if footage.first_info is not None:
+        calibration.update(footage.first_info)  # without a camera the pose network would rest
+    for item in footage.items:
         if isinstance(item, Shot) and item.rgb is not None:
             shots.append(item)
         if len(shots) == HELD:
             break
     estimator = Estimator(load_bundle(bundle), threads=threads)
     estimator.warm_up(1)
-    pipeline = Pipeline(estimator, Settings(), Calibration(), lambda reason, sentence: None)
+    pipeline = Pipeline(estimator, Settings(), calibration, lambda reason, sentence: None)
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     start = time.perf_counter()
