@@ -74,8 +74,10 @@ class Estimator:
         return self.engines.provider
 
     def look(self, rgb: np.ndarray) -> Look:
-        """(h,w,3) uint8 RGB -> what does not depend on the image before. Remembers nothing: while one thread is in
-        `estimate`, another may look at the next image. Raises ValueError."""
+        """(h,w,3) uint8 RGB -> what does not depend on the image before. Raises ValueError.
+
+        Remembers nothing: one thread may look at the next image while another is in `depth`, `motion` or `remember`.
+        """
         _check_image(rgb)
         times = [perf_counter()]
         image = resize_rgb(rgb, self.bundle.depth.size)
