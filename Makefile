@@ -5,7 +5,7 @@ PYTHON ?= python3
 DEMO_ENV := .venv
 TEST_ENV := .venv-test
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
-SOURCES := $(shell find endomust_core endomust_ros launch config models resource -type f \
+SOURCES := $(shell find endomust_core endomust_ros launch config models sros2 resource -type f \
              -not -name '*.pyc' 2>/dev/null) package.xml setup.py setup.cfg pyproject.toml constraints.txt
 
 # A sourced ROS installation or another environment must not leak into these two.

@@ -70,6 +70,7 @@ setup(
         *files_below("launch"),
         *files_below("config"),
         *files_below("models"),
+        *files_below("sros2"),
     ],
     install_requires=RUNTIME,
     extras_require={
@@ -86,6 +87,7 @@ setup(
         "console_scripts": [
             "endomust = endomust_core.cli:main",
             "depth_node = endomust_ros.node:main",
+            "stereo_node = endomust_ros.stereo_node:main",
         ]
     },
     zip_safe=False,

@@ -129,6 +129,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--camera", type=Path, metavar="YAML", help="ROS calibration in the place of camera_info")
     add.add_argument("--rate", type=float, metavar="HZ", help="frames per second of a folder of images")
     add.add_argument("--scale", type=float, default=1.0, help="multiplies depth and motion (default 1)")
+    add.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="a parameter of the node; may be repeated"
+    )
     add.add_argument("--points", action="store_true", help="record point clouds too")
     add.add_argument("--no-color", action="store_true", help="leave out images and video")
     add.add_argument("--no-fused", action="store_true", help="leave out the joint cloud")

@@ -20,6 +20,16 @@ COEFFICIENTS = {"pinhole": (0,), "plumb_bob": (0, 4, 5), "rational_polynomial": 
 ALIASES = {"": "pinhole", "none": "pinhole", "fisheye": "equidistant"}
 # A ray that does not come back to its own pixel within this distance [px] lies outside what the model can undo.
 ROUND_TRIP_TOLERANCE = 0.1
+# Rays take 8 bytes a pixel and are kept; 4096x4096 is four times the 4K of endoscopes, and larger is a damaged message.
+MAX_PIXELS = 1 << 24
+# What no camera has; in widths or heights, whichever is larger: the focal length, and the principal point in both.
+FOCAL_RANGE = (0.05, 50.0)
+CENTRE_RANGE = (-1.0, 2.0)
+LARGEST_COEFFICIENT = 1e6
+BLOCK = 1 << 14  # pixels undistorted at a time: OpenCV's intermediate arrays take 250 bytes a pixel
+FLIPS = ("none", "h", "v", "180")
+# Coefficients of x- and y-direction, which change sign in a mirror; places in D of OpenCV's pinhole models.
+SIGNS = {"h": (3, 8, 9, 13), "v": (2, 10, 11, 12)}
 
 
 class CameraError(ValueError):
@@ -42,6 +52,11 @@ class Camera:
     def __post_init__(self):
         if self.width <= 0 or self.height <= 0:
             raise CameraError(f"the image size {self.width}x{self.height} is not positive; check width and height")
+        if self.width * self.height > MAX_PIXELS:
+            raise CameraError(
+                f"the image size {self.width}x{self.height} is beyond {MAX_PIXELS >> 20} megapixels; reduce the images "
+                "(binning), or correct width and height"
+            )
         if not all(math.isfinite(value) for value in (self.fx, self.fy, self.cx, self.cy, *self.D)):
             raise CameraError("the calibration contains NaN or infinity; calibrate the camera again")
         if self.fx == 0:
@@ -83,9 +98,24 @@ class Camera:
 
     def cropped(self, x: int, y: int, width: int, height: int) -> Camera:
         """The camera of image[y:y+height, x:x+width]."""
+        x, y, width, height = int(x), int(y), int(width), int(height)  # unsigned numbers of a message would wrap
         if x < 0 or y < 0 or x + width > self.width or y + height > self.height:
             raise CameraError(f"the crop {x},{y} {width}x{height} leaves the image of {self.width}x{self.height}")
-        return replace(self, width=int(width), height=int(height), cx=self.cx - x, cy=self.cy - y)
+        return replace(self, width=width, height=height, cx=self.cx - x, cy=self.cy - y)
+
+    def flipped(self, flip: str) -> Camera:
+        """The camera of the mirrored image: "h" left-right, "v" upside down, "180" both, which is half a turn.
+
+        "h" and "v" see a mirrored world: right for an image that a prism or a capture card has mirrored already.
+        """
+        if flip not in FLIPS:
+            raise CameraError(f"flip is {flip!r}; use one of {', '.join(FLIPS)}")
+        camera = self
+        if flip in ("h", "180"):
+            camera = replace(camera, cx=camera.width - 1 - camera.cx, D=_mirrored(camera, "h"))
+        if flip in ("v", "180"):
+            camera = replace(camera, cy=camera.height - 1 - camera.cy, D=_mirrored(camera, "v"))
+        return camera
 
     def strided(self, stride: int) -> Camera:
         """The camera of image[::stride, ::stride]."""
@@ -102,6 +132,30 @@ class Camera:
     def pinhole(self) -> Camera:
         """The undistorted camera with the same K."""
         return replace(self, model="pinhole", D=())
+
+    def plausible(self) -> Camera:
+        """This camera, whole and uncropped as it was calibrated; CameraError where no lens has such numbers.
+
+        For what a driver or a user says: the crop of a data set may well have its principal point far outside.
+        """
+        side = max(self.width, self.height)
+        lowest, highest = (bound * side for bound in FOCAL_RANGE)
+        if not (lowest <= self.fx <= highest and lowest <= self.fy <= highest):
+            raise CameraError(
+                f"the focal lengths fx={self.fx:g}, fy={self.fy:g} px fit no lens on an image of "
+                f"{self.width}x{self.height} ({lowest:g} to {highest:g} is believed); is K in pixels and for this size?"
+            )
+        first, last = CENTRE_RANGE
+        if not (
+            first * self.width <= self.cx <= last * self.width and first * self.height <= self.cy <= last * self.height
+        ):
+            raise CameraError(
+                f"the principal point ({self.cx:g}, {self.cy:g}) is far outside the image of {self.width}x{self.height}"
+                "; calibrate the camera again, or publish the calibration of this image size"
+            )
+        if any(abs(d) > LARGEST_COEFFICIENT for d in self.D):
+            raise CameraError(f"the distortion {self.D} fits no lens; calibrate the camera again")
+        return self
 
     def rays(self) -> np.ndarray:
         """(H,W,2) float32, x/z and y/z of every pixel, undistorted; NaN where the model has no inverse.
@@ -128,9 +182,9 @@ class Camera:
         """(...,3) points in the camera frame [m] -> (...,2) float64 pixels, distorted; NaN behind the camera."""
         points = np.asarray(points, dtype=np.float64)
         flat = points.reshape(-1, 3)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             rays = flat[:, :2] / np.where(flat[:, 2:] > 0, flat[:, 2:], np.nan)
-        return _pixels_of(rays, self).reshape(*points.shape[:-1], 2)
+            return _pixels_of(rays, self).reshape(*points.shape[:-1], 2)
 
 
 def load_camera(path: str | Path) -> Camera:
@@ -180,12 +234,21 @@ def _check_coefficients(model: str, D: tuple[float, ...]) -> None:
 
 @lru_cache(maxsize=4)
 def _rays(camera: Camera) -> np.ndarray:
-    rays = np.empty((camera.height, camera.width, 2), dtype=np.float32)
-    for v in range(camera.height):  # by row: OpenCV's intermediate arrays take 250 bytes a pixel
-        pixels = np.stack([np.arange(camera.width), np.full(camera.width, v)], axis=-1).astype(np.float64)
-        rays[v] = _undistorted(pixels, camera)
+    count = camera.width * camera.height
+    rays = np.empty((count, 2), dtype=np.float32)
+    for start in range(0, count, BLOCK):
+        v, u = np.divmod(np.arange(start, min(start + BLOCK, count)), camera.width)
+        rays[start : start + BLOCK] = _undistorted(np.stack([u, v], axis=-1).astype(np.float64), camera)
+    rays = rays.reshape(camera.height, camera.width, 2)
     rays.setflags(write=False)  # the cache hands the same array to everyone
     return rays
+
+
+def _mirrored(camera: Camera, flip: str) -> tuple[float, ...]:
+    """D in a mirror: what bends along the mirrored axis changes its sign, what depends on the radius stays."""
+    if camera.model == "equidistant":
+        return camera.D
+    return tuple(-d if place in SIGNS[flip] else d for place, d in enumerate(camera.D))
 
 
 def _undistorted(pixels: np.ndarray, camera: Camera) -> np.ndarray:

@@ -296,6 +296,7 @@ def replay_command(options: argparse.Namespace) -> int:
     """Source → what the node would have said, and a report; 3 where a part of the source could not be answered."""
     from endomust_core.importing import stderr_progress
     from endomust_core.replay import replay
+    from endomust_core.settings import settings_from
 
     result = replay(
         options.source,
@@ -305,6 +306,7 @@ def replay_command(options: argparse.Namespace) -> int:
         camera=options.camera,
         rate=options.rate,
         scale=options.scale,
+        settings=settings_from(options.set),
         points=options.points,
         color=not options.no_color,
         fused=not options.no_fused,

@@ -1,4 +1,4 @@
-"""Depth (H,W) [m] + colour + camera → organised cloud (h,w,4) float32: x, y, z [m] and a packed colour; no ROS.
+"""Depth (H,W) [m] + colour + camera → organised cloud (h,w,3|4|5) float32: x, y, z [m], packed colour, confidence.
 
 Everything is computed inside the memory that is given, and the rays of a camera are made once.
 """
@@ -14,15 +14,32 @@ from endomust_core.bundle import resize_rgb
 from endomust_core.camera import Camera
 
 
-def fill_cloud(out: np.ndarray, depth: np.ndarray, rgb: np.ndarray, camera: Camera, stride: int = 1) -> np.ndarray:
-    """Write every stride-th pixel of depth (H,W) [m], rgb (H,W,3) and their camera into out (h,w,4) float32.
+def fill_cloud(
+    out: np.ndarray,
+    depth: np.ndarray,
+    rgb: np.ndarray,
+    camera: Camera,
+    stride: int = 1,
+    confidence: np.ndarray | None = None,
+    least: float = 0.0,
+) -> np.ndarray:
+    """Write every stride-th pixel of depth (H,W) [m], rgb (H,W,3) and their camera into out (h,w,c) float32.
 
-    x, y, z [m] in the optical frame, NaN where depth is invalid, then the colour as the bits 0x00RRGGBB of a float.
+    x, y, z [m] in the optical frame, NaN where depth is invalid or `confidence` (H,W) is below `least`; with c = 4 also
+    the colour as the bits 0x00RRGGBB of a float, with c = 5 the confidence after it.
     """
     x, y, seen = ray_planes(camera, stride)
     thin = np.ascontiguousarray(depth[::stride, ::stride], np.float32)
+    sure = None if confidence is None else np.ascontiguousarray(confidence[::stride, ::stride], np.float32)
+    if sure is not None and least > 0:
+        thin = np.where(sure >= least, thin, np.float32(np.nan))
     z = thin if seen is None else cv2.multiply(thin, seen)
-    return cv2.merge([cv2.multiply(x, thin), cv2.multiply(y, thin), z, _packed_colour(rgb, stride)], dst=out)
+    planes = [cv2.multiply(x, thin), cv2.multiply(y, thin), z]
+    if out.shape[2] > 3:
+        planes.append(_packed_colour(rgb, stride))
+    if out.shape[2] > 4:
+        planes.append(sure)
+    return cv2.merge(planes, dst=out)
 
 
 def matched(rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

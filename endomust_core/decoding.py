@@ -1,13 +1,16 @@
 """Messages → numpy: colour (H,W,3) uint8 RGB, depth (H,W) float32 [m], camera, pose (4,4) [m], clouds (N,3) + (N,3).
 
 Works on any object with the fields of the ROS message, so the node and the offline tools decode with the same lines. An
-image whose bytes are red, green and blue, in whichever order, comes out as a view on the message, not as a copy.
+image whose bytes are red, green and blue, in whichever order, comes out as a view on the message, not as a copy. What a
+message says of itself is believed only after it was checked: nothing is read or allocated by its word alone.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from operator import index
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -47,6 +50,13 @@ PACKED |= {
 }
 PLANAR = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21}
 ENCODINGS = (*PACKED, *PLANAR)
+MAX_PIXELS = 64_000_000  # twice an 8K image; a header that says more is damaged, or made to fill the memory
+REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+BAYER_SMALLEST = 3  # pixels on a side; OpenCV answers with black below
+JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+SEGMENTS = 1000  # of a JPEG before its size; encoders write about ten
+# Topics of rectified images, as image_proc and stereo_image_proc name them.
+RECTIFIED = ("image_rect", "image_rect_color", "image_rect_mono")
 POINT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 
 
@@ -60,7 +70,7 @@ class UnknownEncoding(DecodingError):
 
 def stamp_ns(message) -> int:
     """Header stamp in nanoseconds."""
-    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+    return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)  # int: numpy's would wrap
 
 
 def stamp_ns_from_cdr(cdr: bytes) -> int:
@@ -73,7 +83,10 @@ def restamped_cdr(cdr: bytes, new_stamp_ns: int) -> bytes:
     """A copy of a serialised message that begins with std_msgs/Header, with another header stamp."""
     seconds, nanoseconds = divmod(new_stamp_ns, 10**9)
     changed = bytearray(cdr)
-    struct.pack_into(_stamp_format(cdr), changed, 4, seconds, nanoseconds)
+    try:
+        struct.pack_into(_stamp_format(cdr), changed, 4, seconds, nanoseconds)
+    except struct.error:
+        raise DecodingError(f"the stamp {new_stamp_ns} ns does not fit a ROS header; 1901 to 2038 do") from None
     return bytes(changed)
 
 
@@ -85,62 +98,75 @@ def rgb_from(message) -> np.ndarray:
 
 def image_to_rgb(msg) -> np.ndarray:
     """sensor_msgs/Image to rgb (H, W, 3) uint8; a view on the message for rgb8 and bgr8. Raises DecodingError."""
-    if msg.width == 0 or msg.height == 0:
-        raise DecodingError(f"the image is {msg.width}x{msg.height}; the source sends frames without a size")
-    if msg.encoding in PACKED:
-        return _packed_to_rgb(msg, *PACKED[msg.encoding])
-    if msg.encoding in PLANAR:
-        return _planar_to_rgb(msg, PLANAR[msg.encoding])
-    if len(msg.data) == 0:
-        raise DecodingError(f"the image ({msg.width}x{msg.height} {msg.encoding}) has no data")
-    raise UnknownEncoding(f"encoding '{msg.encoding}' is not understood; send one of {', '.join(ENCODINGS)}")
+    layout = _layout(msg)
+    if layout.encoding in PACKED:
+        return _packed_to_rgb(layout, *PACKED[layout.encoding])
+    if layout.encoding in PLANAR:
+        return _planar_to_rgb(layout, PLANAR[layout.encoding])
+    if layout.data.size == 0:
+        raise DecodingError(f"the image ({layout}) has no data")
+    raise UnknownEncoding(f"encoding '{layout.encoding}' is not understood; send one of {', '.join(ENCODINGS)}")
 
 
-def compressed_to_rgb(msg) -> np.ndarray:
-    """sensor_msgs/CompressedImage (JPEG or PNG) to rgb (H, W, 3) uint8. Raises DecodingError in words."""
-    data = np.frombuffer(msg.data, np.uint8)
+def compressed_to_rgb(msg, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """sensor_msgs/CompressedImage (JPEG or PNG) to rgb (H, W, 3) uint8. Raises DecodingError in words.
+
+    With `at_least` (width, height) a JPEG is decoded at 1/2, 1/4 or 1/8, rounded up, where that is no smaller than
+    this: each step leaves out a part of the work. `compressed_size` still says the full size.
+    """
+    data = _bytes_of(msg)
     if data.size == 0:
         raise DecodingError("the compressed image has no data; the encoder at the source sent an empty message")
-    if "compressedDepth" in msg.format:
+    if "compressedDepth" in str(msg.format):
         raise DecodingError(f"'{msg.format}' is a depth image; point the input at a colour topic")
     _check_jpeg_is_whole(data)
-    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if bgr is None:
-        raise DecodingError(
-            f"{data.size} bytes that say they are '{msg.format}' cannot be decoded; JPEG and PNG are understood, "
-            "check the encoder and the link"
-        )
+    bgr = _imdecode(msg, data, _colour_flag(data, _size_in_header(msg, data), at_least) | cv2.IMREAD_IGNORE_ORIENTATION)
     return bgr[..., ::-1]
+
+
+def compressed_size(msg) -> tuple[int, int]:
+    """Full (width, height) of a CompressedImage, read from the header of its JPEG or PNG. Raises DecodingError."""
+    return _size_in_header(msg, _bytes_of(msg))
 
 
 def camera_from_info(msg, rectified: bool) -> Camera:
     """sensor_msgs/CameraInfo to Camera: P where the images are rectified, K and D where they are raw.
 
-    Region of interest and binning are applied, so the camera is the one of the image that is sent. Raises CameraError.
+    Region of interest and binning are applied, so the camera is the one of the image that is sent. Raises CameraError,
+    and nothing else, whatever the message says.
     """
-    numbers, name = (msg.p, "P") if rectified else (msg.k, "K")
-    matrix = np.asarray(numbers, np.float64).reshape(3, -1)[:, :3]
-    if not np.isfinite(matrix).all():
-        raise CameraError(f"camera_info carries numbers in {name} that are not finite; calibrate the camera again")
-    if matrix[0, 0] == 0.0:
-        raise CameraError(f"camera_info says the camera is uncalibrated ({name}[0] is 0); calibrate it to get geometry")
-    model, D = ("pinhole", ()) if rectified else _lens(msg.distortion_model, msg.d)
-    camera = Camera.from_K(matrix, msg.width, msg.height, model, D)
-    roi = msg.roi
-    if roi.width and roi.height:
-        camera = camera.cropped(roi.x_offset, roi.y_offset, roi.width, roi.height)
-    if msg.binning_x > 1 or msg.binning_y > 1:
-        camera = camera.resized(camera.width // max(msg.binning_x, 1), camera.height // max(msg.binning_y, 1))
-    return camera
+    try:
+        return _camera_from_info(msg, rectified)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, CameraError):
+            raise
+        raise CameraError(f"this is no sensor_msgs/CameraInfo ({error}); correct it at its source") from error
+
+
+def looks_rectified(topic: str, info=None) -> bool:
+    """True for the topic, compressed or not, of images that image_proc has rectified: P is their camera, not K and D.
+
+    False where `info` (CameraInfo) has no P and no distortion: such a driver says all that it knows in K.
+    """
+    parts = [part for part in topic.split("/") if part]
+    if parts and parts[-1] == "compressed":
+        parts.pop()
+    named = bool(parts) and parts[-1] in RECTIFIED
+    return named and (info is None or bool(info.p[0]) or any(info.d))
 
 
 def depth_from(message) -> np.ndarray:
     """Image 32FC1 [m] or 16UC1 [mm], or a recording's 16-bit PNG → (H,W) float32 [m], NaN where unknown."""
     if hasattr(message, "format"):
-        unit = re.search(r"metres_per_unit=([0-9.e+-]+)", message.format)
+        unit = re.search(r"metres_per_unit=([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)", message.format)
         if unit is None:
             raise DecodingError(f"the format {message.format!r} names no metres_per_unit, so it is no depth of ours")
-        return _units_to_metres(_imdecode(message, cv2.IMREAD_UNCHANGED), float(unit.group(1)))
+        data = _bytes_of(message)
+        _size_in_header(message, data)
+        units = _imdecode(message, data, cv2.IMREAD_UNCHANGED)
+        if units.ndim != 2:
+            raise DecodingError(f"the picture that says it is depth ({message.format!r}) has colours, so it is none")
+        return _units_to_metres(units, float(unit.group(1)))
     if message.encoding == "32FC1":
         return _rows(message, np.float32, 1).astype(np.float32)
     if message.encoding == "16UC1":
@@ -162,6 +188,23 @@ def camera_from(message) -> Camera | None:
     if not k[0]:
         return None
     return Camera.from_K(np.reshape(k, (3, 3)), message.width, message.height, *_lens(message.distortion_model, d))
+
+
+def _camera_from_info(msg, rectified: bool) -> Camera:
+    numbers, name = (msg.p, "P") if rectified else (msg.k, "K")
+    matrix = np.asarray(numbers, np.float64).reshape(3, 4 if rectified else 3)[:, :3]
+    if not np.isfinite(matrix).all():
+        raise CameraError(f"camera_info carries numbers in {name} that are not finite; calibrate the camera again")
+    if matrix[0, 0] == 0.0:
+        raise CameraError(f"camera_info says the camera is uncalibrated ({name}[0] is 0); calibrate it to get geometry")
+    model, D = ("pinhole", ()) if rectified else _lens(msg.distortion_model, msg.d)
+    camera = Camera.from_K(matrix, index(msg.width), index(msg.height), model, D).plausible()
+    roi = msg.roi
+    if roi.width and roi.height:
+        camera = camera.cropped(roi.x_offset, roi.y_offset, roi.width, roi.height)
+    if msg.binning_x > 1 or msg.binning_y > 1:
+        camera = camera.resized(camera.width // max(msg.binning_x, 1), camera.height // max(msg.binning_y, 1))
+    return camera
 
 
 def _lens(model: str, d) -> tuple[str, tuple[float, ...]]:
@@ -206,25 +249,143 @@ def _stamp_format(cdr: bytes) -> str:
     return "<iI" if cdr[1] & 1 else ">iI"
 
 
-def _imdecode(message, flag: int) -> np.ndarray:
-    data = np.frombuffer(memoryview(message.data), np.uint8)
-    image = cv2.imdecode(data, flag) if data.size else None
+class _Layout(NamedTuple):
+    """The fields of a sensor_msgs/Image that were looked at; `data` are its bytes as (N,) uint8, not copied."""
+
+    width: int
+    height: int
+    step: int
+    encoding: str
+    is_bigendian: bool
+    data: np.ndarray
+
+    def __str__(self):
+        return f"{self.width}x{self.height} {self.encoding}"
+
+
+def _layout(msg) -> _Layout:
+    data = _bytes_of(msg)
+    try:
+        width, height, step = index(msg.width), index(msg.height), index(msg.step)
+        is_bigendian, encoding = bool(msg.is_bigendian), msg.encoding
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DecodingError(f"this is no sensor_msgs/Image ({error}); correct it at its source") from error
+    if not isinstance(encoding, str):
+        raise DecodingError(f"the encoding is {encoding!r}, not a name; send one of {', '.join(ENCODINGS)}")
+    if width <= 0 or height <= 0 or not 0 <= step < 1 << 32:  # uint32 in the message
+        raise DecodingError(f"the image is {width}x{height} with step {step}; the source sends frames without a size")
+    _check_pixels(width, height)
+    return _Layout(width, height, step, encoding, is_bigendian, data)
+
+
+def _bytes_of(msg) -> np.ndarray:
+    """(N,) uint8 view on `msg.data`."""
+    try:
+        view = memoryview(msg.data)
+        return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
+    except (AttributeError, TypeError, ValueError, BufferError) as error:
+        raise DecodingError(f"the message holds no bytes ({error}); correct it at its source") from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DecodingError(
+            f"the image says it is {width}x{height}, more than {MAX_PIXELS // 1_000_000} megapixels; it is damaged, or "
+            "the source has to send smaller ones"
+        )
+
+
+def _imdecode(message, data: np.ndarray, flag: int) -> np.ndarray:
+    try:
+        if data[: len(PNG)].tobytes() == PNG:
+            _check_chunks(data)
+        image = cv2.imdecode(data, flag)
+    except (cv2.error, struct.error, ValueError):
+        image = None
     if image is None:
-        raise DecodingError(f"{data.size} bytes of format {message.format!r} do not decode as JPEG or PNG")
+        raise _undecodable(message, data)
     return image
 
 
+def _undecodable(message, data: np.ndarray) -> DecodingError:
+    return DecodingError(
+        f"{data.size} bytes that say they are '{message.format}' cannot be decoded; JPEG and PNG are understood, "
+        "check the encoder and the link"
+    )
+
+
+def _size_in_header(message, data: np.ndarray) -> tuple[int, int]:
+    """(width, height) as the decoder will find them, before it allocates anything by them."""
+    try:
+        width, height = _size_of(data)
+    except (struct.error, ValueError):
+        raise _undecodable(message, data) from None
+    _check_pixels(width, height)
+    return width, height
+
+
+def _size_of(data: np.ndarray) -> tuple[int, int]:
+    """(width, height) in the header of a PNG or JPEG; ValueError or struct.error where there is none."""
+    start = data[:24].tobytes()
+    if start.startswith(PNG) and start[12:16] == b"IHDR":
+        width, height = struct.unpack(">II", start[16:24])
+    elif start.startswith(JPEG):
+        height, width = _size_of_jpeg(data.tobytes())
+    else:
+        raise ValueError("neither JPEG nor PNG")
+    if not width or not height:
+        raise ValueError("no size")
+    return width, height
+
+
+def _check_chunks(data: np.ndarray) -> None:
+    """ValueError or struct.error unless the chunks of a PNG, a still image, lie within the data, to the end.
+
+    OpenCV 5.0 believes the length in the header of a chunk, and takes gigabytes and seconds for a thousand bytes.
+    """
+    place, kind = len(PNG), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, place)
+        place += 12 + length
+        if place > data.size or kind == b"acTL":
+            raise ValueError("a chunk beyond the data, or an animation")
+
+
+def _size_of_jpeg(data: bytes) -> tuple[int, int]:
+    """(height, width) from the first start-of-frame segment (ITU T.81, B.1.1.3 and B.2.2)."""
+    place = len(JPEG)
+    for _ in range(SEGMENTS):
+        place = data.index(b"\xff", place)  # like libjpeg, over what stands between segments
+        while data[place : place + 1] == b"\xff":
+            place += 1
+        marker, length = struct.unpack_from(">BH", data, place)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return struct.unpack_from(">HH", data, place + 4)
+        alone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD7  # without a length
+        if not alone and (length < 2 or marker == 0xDA):
+            break
+        place += 1 if alone else 1 + length
+    raise ValueError("no start of frame")
+
+
+def _colour_flag(data: np.ndarray, size: tuple[int, int], at_least: tuple[int, int] | None) -> int:
+    """OpenCV's flag for the smallest decoding that is enough; only JPEG is cheaper when reduced."""
+    if at_least is None or data[: len(JPEG)].tobytes() != JPEG:
+        return cv2.IMREAD_COLOR
+    for factor, flag in REDUCED.items():
+        if all(-(-full // factor) >= least for full, least in zip(size, at_least, strict=True)):
+            return flag
+    return cv2.IMREAD_COLOR
+
+
 def _rows(message, dtype, channels: int) -> np.ndarray:
-    kind = np.dtype(dtype).newbyteorder(">" if message.is_bigendian else "<")
-    width = message.width * channels * kind.itemsize
-    data = np.frombuffer(memoryview(message.data), np.uint8)
-    if message.step < width or data.size < message.height * message.step or not message.height * message.width:
-        raise DecodingError(
-            f"image of {message.width}x{message.height} {message.encoding} with step {message.step} does not match "
-            f"its {data.size} bytes"
-        )
-    rows = data[: message.height * message.step].reshape(message.height, message.step)[:, :width]
-    pixels = np.ascontiguousarray(rows).view(kind).reshape(message.height, message.width, channels)
+    layout = _layout(message)
+    kind = np.dtype(dtype).newbyteorder(">" if layout.is_bigendian else "<")
+    width, height, step, data = layout.width * channels * kind.itemsize, layout.height, layout.step, layout.data
+    if step < width or data.size < height * step:
+        raise DecodingError(f"image of {layout} with step {step} does not match its {data.size} bytes")
+    rows = data[: height * step].reshape(height, step)[:, :width]
+    pixels = np.ascontiguousarray(rows).view(kind).reshape(height, layout.width, channels)
     return pixels[..., 0] if channels == 1 else pixels
 
 
@@ -232,14 +393,17 @@ def _units_to_metres(units: np.ndarray, unit: float) -> np.ndarray:
     return np.where(units > 0, units * np.float64(unit), np.nan).astype(np.float32)
 
 
-def _packed_to_rgb(msg, channels: int, size: int, code) -> np.ndarray:
-    _check_layout(msg, msg.height, channels * size)
-    if msg.encoding in ("yuv422", "uyvy", "yuv422_yuy2", "yuyv") and msg.width % 2:
-        raise DecodingError(f"{msg.encoding} shares colour between two pixels, so the width {msg.width} cannot be odd")
-    shape = (msg.height, msg.width) if channels == 1 else (msg.height, msg.width, channels)
-    strides = (msg.step, channels * size, size)[: len(shape)]
-    kind = np.dtype(np.uint8) if size == 1 else np.dtype(">u2" if msg.is_bigendian else "<u2")
-    pixels = np.ndarray(shape, kind, buffer=msg.data, strides=strides)
+def _packed_to_rgb(layout: _Layout, channels: int, size: int, code) -> np.ndarray:
+    width, height, step, encoding, is_bigendian, data = layout
+    _check_layout(layout, height, channels * size)
+    if encoding in ("yuv422", "uyvy", "yuv422_yuy2", "yuyv") and width % 2:
+        raise DecodingError(f"{encoding} shares colour between two pixels, so the width {width} cannot be odd")
+    if encoding.startswith("bayer") and min(width, height) < BAYER_SMALLEST:
+        raise DecodingError(f"{layout} is too small to make colours of; send at least {BAYER_SMALLEST} pixels a side")
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    strides = (step, channels * size, size)[: len(shape)]
+    kind = np.dtype(np.uint8) if size == 1 else np.dtype(">u2" if is_bigendian else "<u2")
+    pixels = np.ndarray(shape, kind, buffer=data, strides=strides)
     if size == 2:
         pixels = (pixels >> 8).astype(np.uint8)
     if code is None:
@@ -247,26 +411,26 @@ def _packed_to_rgb(msg, channels: int, size: int, code) -> np.ndarray:
     return pixels[..., ::-1] if code is SWAP else cv2.cvtColor(np.ascontiguousarray(pixels), code)
 
 
-def _planar_to_rgb(msg, code: int) -> np.ndarray:
-    if msg.width % 2 or msg.height % 2:
-        raise DecodingError(f"{msg.encoding} needs an even size, the message says {msg.width}x{msg.height}")
-    rows = msg.height * 3 // 2
-    _check_layout(msg, rows, 1)
-    planes = np.ndarray((rows, msg.width), np.uint8, buffer=msg.data, strides=(msg.step, 1))
+def _planar_to_rgb(layout: _Layout, code: int) -> np.ndarray:
+    width, height, step, encoding, _, data = layout
+    if width % 2 or height % 2:
+        raise DecodingError(f"{encoding} needs an even size, the message says {width}x{height}")
+    rows = height * 3 // 2
+    _check_layout(layout, rows, 1)
+    planes = np.ndarray((rows, width), np.uint8, buffer=data, strides=(step, 1))
     return cv2.cvtColor(np.ascontiguousarray(planes), code)
 
 
-def _check_layout(msg, rows: int, pixel_bytes: int) -> None:
+def _check_layout(layout: _Layout, rows: int, pixel_bytes: int) -> None:
     """DecodingError unless the data hold `rows` rows of `step` bytes; the padding of the last one may be missing."""
-    used, came = msg.width * pixel_bytes, len(msg.data)
-    size = f"{msg.width}x{msg.height} {msg.encoding}"
+    used, came, step = layout.width * pixel_bytes, layout.data.size, layout.step
     if came == 0:
-        raise DecodingError(f"the image ({size}) has no data; the driver sent a header without pixels")
-    if msg.step < used:
-        raise DecodingError(f"a row of {size} takes {used} bytes, but step is {msg.step}; correct step at the source")
-    needed = msg.step * (rows - 1) + used
+        raise DecodingError(f"the image ({layout}) has no data; the driver sent a header without pixels")
+    if step < used:
+        raise DecodingError(f"a row of {layout} takes {used} bytes, but step is {step}; correct step at the source")
+    needed = step * (rows - 1) + used
     if came < needed:
-        raise DecodingError(f"{size} with step {msg.step} needs {needed} bytes, {came} came; the frame is cut short")
+        raise DecodingError(f"{layout} with step {step} needs {needed} bytes, {came} came; the frame is cut short")
 
 
 def _check_jpeg_is_whole(data: np.ndarray) -> None:

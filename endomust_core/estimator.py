@@ -6,16 +6,20 @@ Exactly repeatable: the same images in the same order give the same bits, whatev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from endomust_core.bundle import Bundle, BundleError, resize_rgb
-from endomust_core.engines import EngineOptions, open_engines
+from endomust_core.engines import EngineOptions, Engines, open_engines
 from endomust_core.odometry import se3, so3_exp
+
+if TYPE_CHECKING:
+    from endomust_core.view import View
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Look:
     """What the depth network says of one image; see `Estimator.look`."""
 
     disparity: np.ndarray  # (H,W) float32 [1/m] at network size
+    image: np.ndarray  # (H,W,3) uint8 RGB at network size
     pose_image: np.ndarray | None  # (H,W,3) uint8 at the size of the pose network; None without one
     timing: dict[str, float]  # seconds: preprocess, depth
 
@@ -53,8 +58,12 @@ class Estimator:
         min_depth: float = 0.0,
         max_depth: float = math.inf,
         options: EngineOptions | None = None,
+        engines: Engines | None = None,
     ):
-        """`options` says more of how the networks run than `providers` and `threads`, and takes their place."""
+        """`options` says more of how the networks run than `providers` and `threads`, and takes their place.
+
+        `engines` that run already (of the same bundle) take the place of both: two cameras can share one set.
+        """
         if bundle.depth.batch != 1:
             raise BundleError(
                 f"{bundle.root} takes {bundle.depth.batch} images at once, for a stereo rig; one camera needs a bundle "
@@ -63,7 +72,7 @@ class Estimator:
         self.bundle = bundle
         self.resolution = _checked_resolution(resolution)
         self.min_depth, self.max_depth = min_depth, max_depth
-        self.engines = open_engines(bundle, options or EngineOptions(providers, threads=threads))
+        self.engines = engines or open_engines(bundle, options or EngineOptions(providers, threads=threads))
         self._depth, self._pose = self.engines.depth, self.engines.pose
         self._pair = np.zeros(bundle.pose.input_shape, dtype=np.uint8) if bundle.pose else None  # previous, current
         self._has_previous = False
@@ -73,25 +82,33 @@ class Estimator:
         """The provider that runs the depth network: one of those asked for."""
         return self.engines.provider
 
-    def look(self, rgb: np.ndarray) -> Look:
+    def look(self, rgb: np.ndarray, view: View | None = None) -> Look:
         """(h,w,3) uint8 RGB -> what does not depend on the image before. Raises ValueError.
 
+        `view` is what the networks see of the image (crop, undistortion, flip); None is all of it as it is.
         Remembers nothing: one thread may look at the next image while another is in `depth`, `motion` or `remember`.
         """
         _check_image(rgb)
         times = [perf_counter()]
-        image = resize_rgb(rgb, self.bundle.depth.size)
-        pose_image = self._pose_image(rgb, image)
+        resize = resize_rgb if view is None else lambda image, size: view.image(image, size)
+        image = resize(rgb, self.bundle.depth.size)
+        pose_image = self._pose_image(rgb, image, resize)
         times.append(perf_counter())
         disparity = self._disparity(image)
         times.append(perf_counter())
-        return Look(disparity, pose_image, _durations(("preprocess", "depth"), times))
+        return Look(disparity, image, pose_image, _durations(("preprocess", "depth"), times))
 
-    def depth(self, rgb: np.ndarray, look: Look, scale: float = 1.0) -> np.ndarray:
-        """The image and what `look` said of it -> depth (H,W) float32 [m]. Raises ValueError."""
+    def depth(
+        self, look: Look, size: tuple[int, int], scale: float = 1.0, factor: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What `look` said of an image of `size` (width, height) -> depth (H,W) float32 [m]. Raises ValueError.
+
+        `factor` (network size) corrects the depth pixel by pixel.
+        """
         _check_scale(scale)
-        width, height = self._output_size(rgb)
-        return to_depth(look.disparity, width, height, scale, self.min_depth, self.max_depth)
+        width, height = self._output_size(size)
+        disparity = look.disparity if factor is None else look.disparity / factor
+        return to_depth(disparity, width, height, scale, self.min_depth, self.max_depth)
 
     def motion(self, look: Look, scale: float = 1.0) -> tuple[np.ndarray | None, np.ndarray | None]:
         """T_prev_curr (4,4) [m] and intrinsics (4,); None without an image before, or without a pose network.
@@ -113,7 +130,7 @@ class Estimator:
         times = [perf_counter()]
         T_prev_curr, intrinsics = self.motion(look, scale)
         times.append(perf_counter())
-        depth = self.depth(rgb, look, scale)
+        depth = self.depth(look, (rgb.shape[1], rgb.shape[0]), scale)
         times.append(perf_counter())
         timing = look.timing | _durations(("pose", "postprocess"), times)
         return Estimate(depth, T_prev_curr, intrinsics, timing)
@@ -129,12 +146,12 @@ class Estimator:
             if self._pose is not None:
                 self._run_pose(np.zeros(self.bundle.pose.input_shape, dtype=np.uint8))
 
-    def _pose_image(self, rgb: np.ndarray, depth_image: np.ndarray) -> np.ndarray | None:
+    def _pose_image(self, rgb: np.ndarray, depth_image: np.ndarray, resize: Callable) -> np.ndarray | None:
         """The image at the pose network's size; most bundles use one size, then one resize serves both."""
         if self._pose is None:
             return None
         same = self.bundle.pose.size == self.bundle.depth.size
-        return depth_image if same else resize_rgb(rgb, self.bundle.pose.size)
+        return depth_image if same else resize(rgb, self.bundle.pose.size)
 
     def _disparity(self, image: np.ndarray) -> np.ndarray:
         """(H,W,3) uint8 -> (H,W) float32 [1/m] at network size."""
@@ -164,10 +181,10 @@ class Estimator:
         named = {ours: found[name].reshape(-1).astype(np.float64) for ours, name in spec.outputs.items()}
         return named["rotation"], named["translation"], named.get("intrinsics")
 
-    def _output_size(self, rgb: np.ndarray) -> tuple[int, int]:
-        """Width, height of the depth image."""
+    def _output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width, height of the depth image of an image of this width and height."""
         if self.resolution == "input":
-            return rgb.shape[1], rgb.shape[0]
+            return size
         if self.resolution == "network":
             return self.bundle.depth.size[1], self.bundle.depth.size[0]
         return self.resolution

@@ -20,6 +20,7 @@ START_VARIANCE = 1e-9
 # A predicted rotation this far from orthonormal is no rotation.
 ORTHONORMAL_TOLERANCE = 1e-3
 SHORTEST_STEP = 1e-6  # s; stamps closer than this, or going back, say nothing about speed
+POLICIES = ("hold", "null", "reset")  # of odom_on_lost
 SMALL_ANGLE = 1e-4  # rad; below it, series: their next term is under 1e-17
 
 
@@ -119,6 +120,21 @@ def orthonormalise(R: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class OdometrySettings:
+    """What may be set; anything with fields of these names will do."""
+
+    odom_keyframe: bool = True  # poses against keyframes, so that rest adds no drift
+    odom_refine: bool = True  # False: the network's motions only
+    odom_max_translation: float = 0.02  # m from one image to the next; more counts as lost
+    odom_max_rotation: float = 0.35  # rad
+    odom_lost_frames: int = 5  # usable images without success until the chain is given up
+    odom_on_lost: str = (
+        "hold"  # hold (go on from the pose held) | null (and ask for no pose) | reset (start again there)
+    )
+    odom_covariance_scale: float = 1.0  # multiplies the covariances that go out
+
+
+@dataclass(frozen=True)
 class OdometryState:
     """Where the camera is after one frame. Every number is finite."""
 
@@ -128,6 +144,18 @@ class OdometryState:
     twist_covariance: np.ndarray  # (6,6) camera axes
     stamp: float  # [s]
     state: str  # INIT (no motion yet) | OK | LOST (this frame's motion was unusable, the pose is held)
+    reason: str = ""  # why LOST: dark | smoke | fast | few_points | network; OK by the network alone: few_points
+    segment: int = 0  # another number whenever the chain of motions was broken
+    T_prev_curr: np.ndarray | None = None  # (4,4) [network units] since the image before; None when unknown
+    motion_covariance: np.ndarray | None = None  # (6,6) of T_prev_curr, axes of this camera [network units, rad]
+    T_visual: np.ndarray | None = None  # (4,4) [network units] since the segment began
+    source: str = "network"  # of the motion: image | network | rest (nothing moves in the image) | none
+    keyframe: int = -1  # its number; -1 without one
+    tracked: int = 0  # points followed from the keyframe
+    inliers: int = 0  # of them, those that agree with the pose
+    depth_ratio: float = 1.0  # what the network says of depth in this image, over what the keyframe's points say
+    moving: bool = False  # the picture has moved since the image before
+    withheld: bool = False  # lost for too long, and the settings want no pose then
 
 
 class Odometry:
@@ -150,10 +178,7 @@ class Odometry:
 
     def reset(self, T_odom_camera: np.ndarray | None = None) -> None:
         """Start again at T_odom_camera (default: the origin)."""
-        T = np.eye(4) if T_odom_camera is None else np.asarray(T_odom_camera, dtype=np.float64)
-        if T.shape != (4, 4) or not np.isfinite(T).all():
-            raise ValueError(f"T_odom_camera must be a finite 4x4 matrix, got {T.tolist()}")
-        self._T = se3(orthonormalise(T[:3, :3]), T[:3, 3])
+        self._T = rigid(np.eye(4) if T_odom_camera is None else T_odom_camera)
         self._covariance = np.eye(6) * START_VARIANCE
         self._stamp: float | None = None
         self._moved = False
@@ -173,14 +198,7 @@ class Odometry:
         return OdometryState(self._T.copy(), twist, self._covariance.copy(), twist_covariance, stamp, "OK")
 
     def _usable(self, T: np.ndarray) -> bool:
-        if T.shape != (4, 4):
-            raise ValueError(f"T_prev_curr must be 4x4, it has the shape {T.shape}")
-        if not np.isfinite(T).all():
-            return False
-        R = T[:3, :3]
-        if np.abs(R @ R.T - np.eye(3)).max() > ORTHONORMAL_TOLERANCE or np.linalg.det(R) < 0:
-            return False
-        return np.linalg.norm(T[:3, 3]) <= self.max_translation and np.linalg.norm(so3_log(R)) <= self.max_rotation
+        return plausible(T, self.max_translation, self.max_rotation)
 
     def _advance(self, T_prev_curr: np.ndarray) -> None:
         R_odom_prev = self._T[:3, :3]
@@ -202,6 +220,25 @@ class Odometry:
         return OdometryState(self._T.copy(), None, pose_covariance.copy(), unknown, self._stamp, state)
 
 
+def start_belief(scale_sigma: float = 0.0) -> np.ndarray:
+    """(7,7) covariance of position [m], rotation [rad] (both odom axes) and log scale, at the start of odometry."""
+    return np.diag([START_VARIANCE] * 6 + [scale_sigma**2])
+
+
+def carried_belief(belief: np.ndarray, moved: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """(7,7) belief, the displacement (3,) [m] that follows and the (6,6) covariance of that step, both in odom axes ->
+    (7,7). A past error of the heading turns the step, an error of the scale stretches it.
+
+    The error of the scale is a state of its own because it lasts: it makes position errors grow with distance, not with
+    the root of it as independent errors do.
+    """
+    F = np.eye(7)
+    F[:3, 3:6], F[:3, 6] = -hat(moved), moved
+    belief = F @ belief @ F.T
+    belief[:6, :6] += added
+    return (belief + belief.T) / 2
+
+
 def to_body(state: OdometryState) -> OdometryState:
     """Odometry in optical axes -> the same with REP-103 odom axes (x forward, y left, z up at the start).
 
@@ -213,6 +250,27 @@ def to_body(state: OdometryState) -> OdometryState:
         T_odom_camera=OPTICAL_TO_BODY @ state.T_odom_camera,
         pose_covariance=A @ state.pose_covariance @ A.T,
     )
+
+
+def rigid(T_odom_camera: np.ndarray) -> np.ndarray:
+    """(4,4) -> the nearest rigid motion, float64. Raises ValueError."""
+    T = np.asarray(T_odom_camera, dtype=np.float64)
+    if T.shape != (4, 4) or not np.isfinite(T).all():
+        raise ValueError(f"T_odom_camera must be a finite 4x4 matrix, got {T.tolist()}")
+    return se3(orthonormalise(T[:3, :3]), T[:3, 3])
+
+
+def plausible(T_prev_curr: np.ndarray, max_translation: float, max_rotation: float) -> bool:
+    """True where (4,4) T_prev_curr is a finite rigid motion within the bounds [m, rad]. Raises ValueError."""
+    T = np.asarray(T_prev_curr)
+    if T.shape != (4, 4):
+        raise ValueError(f"T_prev_curr must be 4x4, it has the shape {T.shape}")
+    if not np.isfinite(T).all():
+        return False
+    R = T[:3, :3]
+    if np.abs(R @ R.T - np.eye(3)).max() > ORTHONORMAL_TOLERANCE or np.linalg.det(R) < 0:
+        return False
+    return bool(np.linalg.norm(T[:3, 3]) <= max_translation and np.linalg.norm(so3_log(R)) <= max_rotation)
 
 
 def _diagonal(translation: float, rotation: float) -> np.ndarray:

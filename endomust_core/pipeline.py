@@ -1,40 +1,35 @@
 """What happens to each image, with ROS or without: rgb → depth [m], camera, odometry, and which outputs are due.
 
-`estimate` then `move` for every image, in the order of the images: depth can go out before the pose network runs. The
-node publishes what comes out, replay writes it down; nothing here knows which of the two it works for.
+`estimate`, `move` and, where confidence is wanted, `judge` for every image, in their order: depth can go out before the
+pose network runs. The node publishes what comes out, replay writes it down; nothing here knows for which of the two.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
 
+import cv2
 import numpy as np
 
-from endomust_core.camera import Camera, CameraError
-from endomust_core.decoding import camera_from_info
+from endomust_core.calibration import Calibration as Calibration  # an alias of the same name: part of this module too
+from endomust_core.camera import Camera
+from endomust_core.confidence import Confidence, Judgement
 from endomust_core.estimator import Estimator, Look
-from endomust_core.odometry import Odometry, OdometryState, to_body
+from endomust_core.frames import covariance_from_body, pose_from_body
+from endomust_core.odometry import OdometryState, to_body
+from endomust_core.scale import Scale, ScaleState
+from endomust_core.settings import Settings as Settings
+from endomust_core.temporal import ScaleJumps, TemporalFilter
+from endomust_core.validity import Border, instrument_mask, specular_mask
+from endomust_core.view import View
+from endomust_core.visual_odometry import VisualOdometry
 
 CLOUD_TOLERANCE = 1e-3  # s; camera stamps jitter, and 10 Hz out of 30 Hz should stay 10 Hz
 COARSE = 8  # every 8th pixel is looked at for the statistics of depth
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What may be set; the node's parameters have fields of the same names and these defaults."""
-
-    depth_min_range: float = 0.003  # m; nearer depth is invalid
-    depth_max_range: float = 0.5  # m
-    scale_factor: float = 1.0  # multiplies depth and translation
-    odom_enable: bool = True
-    odom_max_translation: float = 0.02  # m from one image to the next; more counts as lost
-    odom_max_rotation: float = 0.35  # rad
-    frames_odom: str = "odom"
-    frames_camera_optical: str = ""  # empty: the frame_id of the image
-    points_max_rate: float = 10.0  # clouds per second of image time; 0 is one for every image
 
 
 @dataclass
@@ -42,74 +37,189 @@ class Track:
     """What has happened to the odometry since it last started."""
 
     state: str = "INIT"
+    reason: str = ""  # why it is lost
     steps: int = 0
     lost: int = 0
     resets: int = 0
+    segment: int = 0  # grows whenever the chain of motions is broken
+    keyframe: int = 0
+    inliers: int = 0  # tracked points that agree with the motion
     path: float = 0.0  # m
     sigma: float = 0.0  # m, standard deviation of the position
+    step_sigma: float = 0.0  # m, of one step
     transforms: int = 0
 
 
 @dataclass(frozen=True)
+class Seen:
+    """One image as the networks see it; see `Pipeline.look`."""
+
+    rgb: np.ndarray  # (h,w,3) uint8 as it came
+    view: View
+    look: Look
+    calibration: str  # "calibrated", or the reason why not: no_info | uncalibrated | size
+    sentence: str  # that reason in words
+
+
+@dataclass
 class Answer:
-    """What is known of one image before the odometry has moved."""
+    """What is known of one image; `move` and `judge` fill in the rest."""
 
     stamp_ns: int
     frame_id: str
-    depth: np.ndarray  # (H,W) float32 [m], NaN where invalid; its reader's own
-    look: Look  # for `move`
-    timing: dict[str, float]  # seconds: preprocess, depth, postprocess; `move` adds pose
-    camera: Camera | None  # of the depth grid; None without a usable calibration
-    calibration: str  # "calibrated", or the reason why not: no_info | uncalibrated | size
+    seen: Seen
+    timing: dict[
+        str, float
+    ]  # seconds: preprocess, depth, postprocess; `move` adds pose and odometry, `judge` confidence
+    scale: ScaleState
+    mask: np.ndarray | None  # (h,w) bool at network size, True where instruments are
+    depth: np.ndarray = field(default=None)  # (H,W) float32 [m], NaN where invalid; its reader's own
+    camera: Camera | None = None  # of the depth grid; None without a usable calibration
+    motion: OdometryState | None = None  # in optical axes
+    state: OdometryState | None = None  # the same in REP-103 axes, where odometry is on
+    judgement: Judgement | None = None
+    previous_ns: int | None = None  # stamp of the image before
+    withheld: bool = False  # True where metres are asked for and not known yet: nothing metric may go out
+    moved: bool = False
+
+    @property
+    def calibration(self) -> str:
+        """ "calibrated", or the reason why not."""
+        return self.seen.calibration
+
+    @property
+    def look(self) -> Look:
+        """What the depth network said."""
+        return self.seen.look
+
+    @cached_property
+    def network_depth(self) -> np.ndarray:
+        """(h,w) float32 at network size, network units, NaN where invalid."""
+        disparity = self.seen.look.disparity
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where((disparity > 0) & (disparity < np.inf), 1 / disparity, np.nan).astype(np.float32)
+
+    @cached_property
+    def picture(self) -> np.ndarray:
+        """(H,W,3) uint8 RGB on the grid of the depth image."""
+        return self.seen.view.image(self.seen.rgb, self.depth.shape)
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """(H,W) float32 0..1 on the grid of the depth image, 0 where depth is invalid. Needs `judge` before."""
+        height, width = self.depth.shape
+        value = cv2.resize(self.judgement.value, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.where(np.isfinite(self.depth), np.clip(value, 0, 1), np.float32(0))
 
 
 class Pipeline:
-    """Remembers the last stamp and the odometry; `reset_odometry` may be called from another thread.
+    """Remembers the last stamp and the odometry; `reset_odometry` and `set_pose` may be called from another thread.
 
     `note(reason, sentence)` gets everything that is worth counting and saying: jump, same_stamp, slash, no_frame, lost,
-    and the reasons why there is no camera.
+    scale_jump, and the reasons why there is no camera.
     """
 
-    def __init__(self, estimator: Estimator, settings, calibration: Calibration, note: Callable[[str, str], None]):
-        self.settings = settings  # replaced whole when one changes; anything with the fields of Settings
+    def __init__(
+        self,
+        estimator: Estimator,
+        settings,
+        calibration: Calibration,
+        note: Callable[[str, str], None],
+        scale: Scale | None = None,
+    ):
+        """`settings` is anything with the fields of Settings; it is replaced whole when one changes."""
+        self.settings = settings
         self.track = Track()
         self.estimator = estimator
+        self.scale = scale or Scale(settings, estimator.bundle.metric)
+        self.scale_jumps, self.last_scale_jump = ScaleJumps(), None
+        self._depth_ratio: tuple[int, float] | None = None  # keyframe, and how the last image's depth compares with it
+        self.ended = False  # True when stamps went back and the settings say that this is the end
         self._calibration, self._note = calibration, note
-        self._odometry = Odometry()
+        self._odometry = VisualOdometry(settings)
         self._odometry_lock = threading.Lock()
-        self._last_stamp = self._last_cloud = self._last_transform = None  # ns
+        self._confidence, self._filter, self._border = Confidence(), TemporalFilter(), Border()
+        self._last_stamp = self._last_cloud = self._last_transform = self._last_judged = None  # ns
+        self._network_grid = estimator.bundle.depth.size  # height, width
 
     @property
     def has_motion(self) -> bool:
         """True when the bundle can say how the camera moved."""
         return self.estimator.bundle.pose is not None
 
-    def estimate(self, rgb: np.ndarray, stamp_ns: int, frame_id: str, look: Look | None = None) -> Answer:
+    def look(self, rgb: np.ndarray, size: tuple[int, int] | None = None) -> Seen:
+        """(h,w,3) uint8 RGB → what the networks see and say of it. Raises CameraError where input_roi leaves the image.
+
+        `size` (width, height) is that of the camera's image where a smaller one was decoded. One thread may look at the
+        next image while another works on this one.
+        """
+        height, width = rgb.shape[:2]
+        view, reason, sentence = self._calibration.view_for(*(size or (width, height)), self.settings)
+        return Seen(rgb, view, self.estimator.look(rgb, view), reason or "calibrated", sentence)
+
+    def estimate(
+        self,
+        rgb: np.ndarray,
+        stamp_ns: int,
+        frame_id: str,
+        seen: Seen | None = None,
+        mask: np.ndarray | None = None,
+    ) -> Answer:
         """(H,W,3) uint8 RGB with its stamp and frame → depth and camera. A stamp that went back starts all anew.
 
-        `look` is what the estimator's `look(rgb)` gave, where another thread called it ahead.
+        `seen` is what `look(rgb)` gave, where another thread called it ahead. `mask` (H,W) uint8 is 0 where the image
+        shows what does not belong to the scene, such as instruments.
         """
         p = self.settings
-        self._watch_stamp(stamp_ns)
+        previous_ns = self._watch_stamp(stamp_ns)
         frame_id = self._usable_frame(frame_id, p.frames_camera_optical)
-        camera, calibration = self._camera(rgb)
+        seen = seen or self.look(rgb)
+        if seen.sentence:
+            self._note(seen.calibration, f"depth is published, cloud and odometry are not: {seen.sentence}")
+        self.scale.settings = p
+        scale, start = self.scale.now(), perf_counter()
+        withheld = p.scale_require_metric and not scale.metric
+        timing = seen.look.timing | {"postprocess": 0.0, "pose": 0.0}
+        masked = self._masked(seen, mask)
+        answer = Answer(stamp_ns, frame_id, seen, timing, scale, masked, previous_ns=previous_ns, withheld=withheld)
+        factor = self._steadied(answer) if self._motion_comes_first else None
         self.estimator.min_depth, self.estimator.max_depth = p.depth_min_range, p.depth_max_range
-        look = look or self.estimator.look(rgb)
-        start = perf_counter()
-        depth = self.estimator.depth(rgb, look, p.scale_factor)
-        timing = look.timing | {"postprocess": perf_counter() - start, "pose": 0.0}
-        return Answer(stamp_ns, frame_id, depth, look, timing, _camera_of(camera, depth), calibration)
+        answer.depth = self.estimator.depth(seen.look, seen.view.size, scale.factor, factor)
+        answer.camera = _camera_of(seen.view.camera, answer.depth)
+        self._invalidate(answer)
+        timing["postprocess"] = perf_counter() - start - timing["pose"]
+        return answer
 
     def move(self, answer: Answer) -> OdometryState | None:
         """Where the camera is now, in REP-103 axes; None without calibration or pose network, or when switched off."""
         p = self.settings
-        if answer.camera is None or not p.odom_enable or not self.has_motion:
+        if answer.moved:
+            return answer.state
+        answer.moved = True
+        wanted = p.odom_enable or self.scale.listens or self._motion_comes_first
+        if answer.seen.view.camera is None or not self.has_motion or not wanted:
             self.estimator.remember(answer.look)
             return None
         start = perf_counter()
-        T_prev_curr, _ = self.estimator.motion(answer.look, p.scale_factor)
+        T_prev_curr, _ = self.estimator.motion(answer.look)
+        answer.motion = self._step(answer, T_prev_curr)
         answer.timing["pose"] = perf_counter() - start
-        return to_body(self._step(T_prev_curr, seconds(answer.stamp_ns), p))
+        if p.odom_enable:
+            answer.state = to_body(answer.motion)
+        return answer.state
+
+    def judge(self, answer: Answer) -> Judgement:
+        """How far the depth of an image can be trusted; `move` comes before."""
+        if answer.judgement is None:
+            start = perf_counter()
+            before, self._last_judged = self._last_judged, answer.stamp_ns
+            known = answer.motion is not None and before is not None and before == answer.previous_ns
+            T_prev_curr = answer.motion.T_prev_curr if known else None
+            answer.judgement = self._confidence.judge(
+                answer.look.image, answer.network_depth, self._small_camera(answer), T_prev_curr, answer.mask
+            )
+            answer.timing["confidence"] = perf_counter() - start
+        return answer.judgement
 
     def transform_is_due(self, answer: Answer, state: OdometryState) -> bool:
         """True, once, where odom → camera may be sent: not lost, a frame to name, and newer than the last."""
@@ -135,23 +245,50 @@ class Pipeline:
         with self._odometry_lock:
             old = self.track
             self._odometry.reset()
-            self.track = Track(resets=old.resets + 1, transforms=old.transforms)
+            self.track = Track(resets=old.resets + 1, transforms=old.transforms, segment=old.segment)
         return (
             f"odometry starts again at the origin ({cause}); given up: {old.steps} steps, path {old.path:.4f} m, "
             f"{old.lost} lost frames; this is reset number {self.track.resets}"
         )
 
-    def _watch_stamp(self, stamp_ns: int) -> None:
-        """A stamp that goes back means another recording, or the same one again: nothing that was known still holds."""
+    def set_pose(self, T_odom_camera: np.ndarray, covariance: np.ndarray | None = None) -> str:
+        """The camera is here, in REP-103 axes [m]: go on from there; returns a sentence. Raises ValueError."""
+        with self._odometry_lock:
+            known = None if covariance is None else covariance_from_body(covariance)
+            self._odometry.set_pose(pose_from_body(T_odom_camera), known)
+            self.track.resets += 1
+        x, y, z = T_odom_camera[:3, 3]
+        return f"odometry goes on from ({x:.4f}, {y:.4f}, {z:.4f}) m; this is reset number {self.track.resets}"
+
+    def reset(self, cause: str) -> str:
+        """Forget all images; returns what was given up, in numbers."""
+        self.estimator.reset()
+        for part in (self._confidence, self._filter, self._border, self.scale_jumps, self.scale):
+            part.reset()
+        self._last_stamp = self._last_cloud = self._last_transform = self._last_judged = None
+        return self.reset_odometry(cause)
+
+    @property
+    def _motion_comes_first(self) -> bool:
+        """True where depth depends on how the camera moved."""
+        return self.settings.depth_temporal_filter > 0 or self.settings.depth_confidence_threshold > 0
+
+    def _watch_stamp(self, stamp_ns: int) -> int | None:
+        """The stamp before. One that goes back means another recording, or the same one again."""
         last, self._last_stamp = self._last_stamp, stamp_ns
         if last is None or stamp_ns > last:
-            return
+            return last
         if stamp_ns == last:
             self._note("same_stamp", "two images carry one stamp, so there is no speed; let the driver set stamps")
-            return
-        self.estimator.reset()
-        self._last_cloud = self._last_transform = None
-        self._note("jump", self.reset_odometry(f"stamps went back by {(last - stamp_ns) * 1e-9:.3f} s"))
+            return last
+        gone, what = f"stamps went back by {(last - stamp_ns) * 1e-9:.3f} s", self.settings.time_on_jump
+        if what == "ignore":
+            self._note("jump", f"{gone}, which time.on_jump tells to ignore")
+            return last
+        self.ended = what == "shutdown"
+        self._note("jump", self.reset(gone))
+        self._last_stamp = stamp_ns
+        return None
 
     def _usable_frame(self, frame_id: str, given: str) -> str:
         """The frame of the outputs: without the leading slash that tf2 refuses."""
@@ -162,72 +299,97 @@ class Pipeline:
             self._note("no_frame", "the images carry no frame_id; set frames.camera_optical to get TF and RViz")
         return frame_id.lstrip("/")
 
-    def _camera(self, rgb: np.ndarray) -> tuple[Camera | None, str]:
-        height, width = rgb.shape[:2]
-        camera, reason, sentence = self._calibration.camera_for(width, height)
-        if camera is None:
-            self._note(reason, f"depth is published, cloud and odometry are not: {sentence}")
-        return camera, reason or "calibrated"
+    def _masked(self, seen: Seen, mask: np.ndarray | None) -> np.ndarray | None:
+        """(h,w) bool at network size, True where something is that does not belong to the scene; None: nowhere."""
+        try:
+            masked = None if mask is None else seen.view.mask(mask, self._network_grid) == 0
+        except ValueError as error:
+            self._note("mask_size", str(error))
+            masked = None
+        if self.settings.mask_detect:
+            found = instrument_mask(seen.look.image)
+            masked = found if masked is None else masked | found
+        return masked
 
-    def _step(self, T_prev_curr: np.ndarray | None, stamp: float, p) -> OdometryState:
+    def _steadied(self, answer: Answer) -> np.ndarray | None:
+        """(h,w) factor on the depth from the images before; None where nothing is filtered."""
+        self.move(answer)
+        judgement, strength = self.judge(answer), self.settings.depth_temporal_filter
+        if strength <= 0:
+            self._filter.reset()
+            return None
+        T_prev_curr = None if answer.motion is None else answer.motion.T_prev_curr
+        camera = self._small_camera(answer)
+        return self._filter.apply(answer.network_depth, camera, T_prev_curr, strength, judgement.value)
+
+    def _invalidate(self, answer: Answer) -> None:
+        """NaN where the settings, the lens, or the view say that there is no depth."""
+        p, depth, look = self.settings, answer.depth, answer.look
+        bad = None
+        if p.depth_mask_border:
+            bad = _either(bad, self._border.update(look.image))
+        if p.depth_mask_specular:
+            bad = _either(bad, specular_mask(look.image))
+        if p.depth_confidence_threshold > 0:
+            bad = _either(bad, answer.judgement.value < p.depth_confidence_threshold)
+        _erase(depth, bad)
+        seen = answer.seen.view.valid(depth.shape)
+        if seen is not None:
+            np.copyto(depth, np.nan, where=~seen)
+
+    def _small_camera(self, answer: Answer) -> Camera | None:
+        """The camera of the network's grid, for which depth has no distortion to care of; None without calibration."""
+        camera, (height, width) = answer.seen.view.camera, self._network_grid
+        return None if camera is None else camera.resized(width, height)
+
+    def _step(self, answer: Answer, T_prev_curr: np.ndarray | None) -> OdometryState:
+        p, stamp = self.settings, seconds(answer.stamp_ns)
+        grey = cv2.cvtColor(answer.look.image, cv2.COLOR_RGB2GRAY)
+        usable = None if answer.mask is None else ~answer.mask
         with self._odometry_lock:
-            self._odometry.max_translation, self._odometry.max_rotation = p.odom_max_translation, p.odom_max_rotation
-            state, track = self._odometry.step(T_prev_curr, stamp), self.track
-            track.state = state.state
-            track.sigma = float(np.sqrt(np.trace(state.pose_covariance[:3, :3])))
-            if state.state == "OK":
-                track.steps += 1
-                track.path += float(np.linalg.norm(T_prev_curr[:3, 3]))
+            self._odometry.settings = p
+            state = self._odometry.step(
+                grey,
+                answer.network_depth,
+                self._small_camera(answer),
+                T_prev_curr,
+                stamp,
+                answer.scale.factor,
+                usable,
+                answer.scale.sigma or 0.0,
+            )
+            self._follow(state, answer.scale.factor)
+        self._watch_depth(state)
         if state.state == "LOST":
-            track.lost += 1
-            self._note("lost", "the motion between two images is not plausible; the pose is held for this image")
+            self._note("lost", f"lost ({state.reason}): the pose is held for this image")
+        if state.T_visual is not None:
+            self.scale.add_motion(stamp, state.T_visual, state.segment)
         return state
 
-
-class Calibration:
-    """Newest CameraInfo → Camera [pixels] for an image of a certain size, or the reason why there is none.
-
-    `update` may be called from another thread than `camera_for`: both see one tuple that is replaced whole.
-    """
-
-    def __init__(self, rectified: bool = False):
-        """`rectified` takes P of camera_info instead of K and D."""
-        self._rectified = rectified
-        self._key = None
-        self._known: tuple[Camera | None, str] = (None, "")
-
-    def hold(self, camera: Camera) -> None:
-        """Take a camera from elsewhere."""
-        self._known = camera, ""
-
-    def update(self, message) -> None:
-        """Take a CameraInfo; one that says the same as the last costs next to nothing."""
-        key = _key(message)
-        if key == self._key:
+    def _watch_depth(self, state: OdometryState) -> None:
+        """A network's scale may leap from one image to the next; both are compared with the same keyframe."""
+        before, self._depth_ratio = self._depth_ratio, (state.keyframe, state.depth_ratio)
+        if state.source != "image" or before is None or before[0] != state.keyframe:
             return
-        try:
-            self._known = camera_from_info(message, self._rectified), ""
-        except CameraError as error:
-            self._known = None, str(error)
-        self._key = key
+        ratio = state.depth_ratio / before[1]
+        if self.scale_jumps.add(ratio):
+            self.last_scale_jump = ratio
+            self._note("scale_jump", f"the scale of depth jumped by {100 * (ratio - 1):+.0f} % between two images")
 
-    def camera_for(self, width: int, height: int) -> tuple[Camera | None, str, str]:
-        """(camera, "", "") or (None, reason, sentence) for an image of this size."""
-        camera, problem = self._known
-        if camera is not None and (camera.width, camera.height) == (width, height):
-            return camera, "", ""
-        if camera is not None:
-            return (
-                None,
-                "size",
-                (
-                    f"the image is {width}x{height}, camera_info is for {camera.width}x{camera.height}; "
-                    "publish the camera_info of this stream"
-                ),
-            )
-        if problem:
-            return None, "uncalibrated", problem
-        return None, "no_info", "no camera_info has come yet; publish it beside the image or remap camera_info"
+    def _follow(self, state: OdometryState, scale: float) -> None:
+        """Numbers for diagnostics."""
+        track = self.track
+        track.state, track.segment = state.state, state.segment
+        track.reason = state.reason if state.state == "LOST" else ""
+        track.keyframe, track.inliers = state.keyframe, state.inliers
+        track.sigma = float(np.sqrt(np.trace(state.pose_covariance[:3, :3])))
+        if state.state == "LOST":
+            track.lost += 1
+        elif state.state == "OK" and state.T_prev_curr is not None:
+            track.steps += 1
+            track.path += scale * float(np.linalg.norm(state.T_prev_curr[:3, 3]))
+        if state.motion_covariance is not None:
+            track.step_sigma = scale * float(np.sqrt(np.trace(state.motion_covariance[:3, :3])))
 
 
 def seconds(stamp_ns: int) -> float:
@@ -278,19 +440,15 @@ def _camera_of(camera: Camera | None, depth: np.ndarray) -> Camera | None:
     return camera.resized(width, height)
 
 
-def _key(message) -> tuple:
-    roi = message.roi
-    return (
-        message.width,
-        message.height,
-        message.distortion_model,
-        bytes(memoryview(message.k)),
-        bytes(memoryview(message.p)),
-        tuple(message.d),
-        message.binning_x,
-        message.binning_y,
-        roi.x_offset,
-        roi.y_offset,
-        roi.width,
-        roi.height,
-    )
+def _either(one: np.ndarray | None, other: np.ndarray) -> np.ndarray:
+    return other if one is None else one | other
+
+
+def _erase(depth: np.ndarray, bad: np.ndarray | None) -> None:
+    """NaN into depth (H,W) where bad (h,w) is True."""
+    if bad is None or not bad.any():
+        return
+    height, width = depth.shape
+    if bad.shape != depth.shape:
+        bad = cv2.resize(bad.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).view(bool)
+    np.copyto(depth, np.nan, where=bad)

@@ -8,6 +8,7 @@ then for its own threads.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import logging
@@ -31,15 +32,25 @@ from endomust_core.bundle import Bundle, default_bundle, load_bundle
 from endomust_core.camera import Camera, load_camera
 from endomust_core.conveyor import Sink, ahead
 from endomust_core.engines import EngineOptions
-from endomust_core.estimator import Estimator, Look
+from endomust_core.estimator import Estimator
 from endomust_core.footage import Footage, Info, Shot, open_footage
 from endomust_core.importing import fitted_camera
-from endomust_core.pipeline import Answer, Calibration, Pipeline, Settings, depth_facts, model_facts, model_info
+from endomust_core.pipeline import (
+    Answer,
+    Calibration,
+    Pipeline,
+    Seen,
+    Settings,
+    depth_facts,
+    model_facts,
+    model_info,
+)
 from endomust_core.recording import RecordingError
 from endomust_core.replay_outputs import REPORT, SUMMARY, Made, Outputs, Result, check_room, refuse_existing
 from endomust_core.replay_page import replay_page
 from endomust_core.report import write_page
 from endomust_core.resources import versions
+from endomust_core.settings import words_of
 from endomust_core.trajectory import Thinned
 
 DIAGNOSTICS_PERIOD_NS = 10**9  # of image time
@@ -128,6 +139,7 @@ def replay(
     camera: Camera | str | Path | None = None,
     rate: float | None = None,
     scale: float = 1.0,
+    settings: Settings | None = None,
     points: bool = False,
     points_stride: int = 4,
     color: bool = True,
@@ -142,10 +154,11 @@ def replay(
     """Run every image of `source` through the node's pipeline and write the answers into the folder `out`.
 
     `bundle` None takes the one that ships. `topic` chooses among several image streams; `camera` (or its ROS YAML file)
-    stands in for camera_info; `rate` [Hz] is for folders of images. `scale` multiplies depth and motion. `points` adds
-    clouds of every `points_stride`-th pixel to the recording, at the node's rate; `color` False leaves images and video
-    out, `fused` False the joint cloud. `rerun` shows it while it runs (see rerun_stream.py). Raises RecordingError,
-    BundleError, BackendError or CameraError in words, and then leaves nothing in `out`.
+    stands in for camera_info; `rate` [Hz] is for folders of images. `scale` multiplies depth and motion, `settings` are
+    the node's other parameters. `points` adds clouds of every `points_stride`-th pixel to the recording, at the node's
+    rate; `color` False leaves images and video out, `fused` False the joint cloud. `rerun` shows it while it runs (see
+    rerun_stream.py). Raises RecordingError, BundleError, BackendError or CameraError in words, and then leaves nothing
+    in `out`.
     """
     source, out = Path(source), Path(out)
     if not (isinstance(points_stride, int) and 1 <= points_stride <= 32):
@@ -155,7 +168,8 @@ def replay(
     given = camera if camera is None or isinstance(camera, Camera) else load_camera(camera)
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle or default_bundle())
     estimator = Estimator(loaded, options=EngineOptions(providers, precision, threads))
-    settings = Settings(scale_factor=float(scale))
+    chosen = settings or Settings()
+    settings = dataclasses.replace(chosen, scale_factor=float(scale) * chosen.scale_factor)
     stream = _stream(rerun)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +190,9 @@ def replay(
             work.run()
             made = outputs.finish()
             summary = _summary(work, made, source, out)
-            facts = _environment(estimator, source, _command(source, out, bundle, topic, camera, rate, scale, points))
+            facts = _environment(
+                estimator, source, _command(source, out, bundle, topic, camera, rate, scale, points, chosen)
+            )
             page = replay_page(summary, made, list(work.book.curve.values), np.array(work.book.times.values), facts)
             write_page(outputs.folder / REPORT, page)
             text = json.dumps({**summary, "environment": facts}, indent=2, allow_nan=False)
@@ -219,8 +235,8 @@ class _Work:
         record, show = Sink(self.outputs.record, "record"), Sink(self.outputs.show, "film")
         try:
             with ahead(self._timed(self.footage.items)) as items, ahead(self._looked(items), nice=0) as looked:
-                for item, look in looked:
-                    self._take(item, look, record, show)
+                for item, seen in looked:
+                    self._take(item, seen, record, show)
             if not self.book.answered:
                 self._refuse_nothing()
             self._diagnose(record, self.book.last_ns)
@@ -233,16 +249,24 @@ class _Work:
         inference = float(np.sum(self.book.times.values) * self.book.times.every)
         self.busy = {"decode": self._decoding, "networks": inference, "record": record.busy_s, "film": show.busy_s}
 
-    def _looked(self, items: Iterator[Shot | Info]) -> Iterator[tuple[Shot | Info, Look | None]]:
-        """Each item with what the depth network says of it; None where it is no image that can be used."""
-        for item in items:
-            usable = isinstance(item, Shot) and item.rgb is not None
-            yield item, self.estimator.look(item.rgb) if usable else None
+    def _looked(self, items: Iterator[Shot | Info]) -> Iterator[tuple[Shot | Info, Seen | None]]:
+        """Each item with what the depth network says of it; None where it is no image that can be used.
 
-    def _take(self, item: Shot | Info, look: Look | None, record: Sink, show: Sink) -> None:
+        Calibrations take effect here, so that an image is seen with the one that came before it.
+        """
+        for item in items:
+            if isinstance(item, Info) and self._given is None:
+                self._calibration.update(item.message)
+            usable = isinstance(item, Shot) and item.rgb is not None
+            if usable and self._given is not None and self._camera is None:
+                height, width = item.rgb.shape[:2]
+                self._camera = fitted_camera(self._given, (width, height))
+                self._calibration.hold(self._camera)
+            yield item, self.pipeline.look(item.rgb) if usable else None
+
+    def _take(self, item: Shot | Info, seen: Seen | None, record: Sink, show: Sink) -> None:
         if isinstance(item, Info):
             if self._given is None:
-                self._calibration.update(item.message)
                 record.put(item)
             return
         if item.rgb is None:
@@ -250,7 +274,7 @@ class _Work:
             return
         if not self.book.answered:
             self._begin(item)
-        answer = self.pipeline.estimate(item.rgb, item.stamp_ns, item.frame_id, look)
+        answer = self.pipeline.estimate(item.rgb, item.stamp_ns, item.frame_id, seen)
         state = self.pipeline.move(answer)
         transform = state is not None and self.pipeline.transform_is_due(answer, state)
         cloud = self._stride is not None and self.pipeline.cloud_is_due(answer)
@@ -267,9 +291,6 @@ class _Work:
         """What can be said and checked once the first image is there."""
         height, width = shot.rgb.shape[:2]
         check_room(self.outputs.out, self.footage.announced, width, height, self._stride)
-        if self._given is not None:
-            self._camera = fitted_camera(self._given, (width, height))
-            self._calibration.hold(self._camera)
         self.outputs.begin(model_info(self.estimator, __version__), shot.log_ns)
 
     def _timed(self, items: Iterator) -> Iterator:
@@ -429,7 +450,7 @@ def _film_rate(footage: Footage, rate: float | None) -> float:
     return float(np.clip(rate, 1.0, 240.0))
 
 
-def _command(source, out, bundle, topic, camera, rate, scale, points) -> str:
+def _command(source, out, bundle, topic, camera, rate, scale, points, chosen: Settings) -> str:
     """What to type to do this again."""
     words = ["endomust", "replay", str(source), "--out", str(out)]
     words += ["--bundle", str(getattr(bundle, "root", bundle))] if bundle is not None else []
@@ -437,6 +458,7 @@ def _command(source, out, bundle, topic, camera, rate, scale, points) -> str:
     words += ["--camera", str(camera)] if isinstance(camera, str | Path) else []
     words += ["--rate", f"{rate:g}"] if rate is not None else []
     words += ["--scale", f"{scale:g}"] if scale != 1.0 else []
+    words += [word for setting in words_of(chosen) for word in ("--set", setting)]
     return shlex.join(words + (["--points"] if points else []))
 
 

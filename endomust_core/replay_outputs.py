@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from endomust_core.camera import Camera
-from endomust_core.cloud import fill_cloud, matched
+from endomust_core.cloud import fill_cloud
 from endomust_core.film import Film
 from endomust_core.footage import Footage, Info, Shot
 from endomust_core.fusion import Fusion, write_ply
@@ -157,8 +157,7 @@ class Outputs:
         shape = -(-answer.depth.shape[0] // stride), -(-answer.depth.shape[1] // stride), 4
         if self._points is None or self._points.shape != shape:
             self._points = np.empty(shape, np.float32)
-        picture = matched(result.shot.rgb, answer.depth.shape)
-        return fill_cloud(self._points, answer.depth, picture, answer.camera, stride)
+        return fill_cloud(self._points, answer.depth, answer.picture, answer.camera, stride)
 
     def _follow(self, result: Result) -> None:
         """Trajectory and fused cloud of the stretch that this image belongs to."""
@@ -180,13 +179,13 @@ class Outputs:
         if self._fused and rested and result.state.state != "LOST":
             stretch.last_fused_ns = stamp
             depth, camera = result.answer.depth, result.answer.camera
-            stretch.fusion.add(depth, result.shot.rgb, camera, result.state.T_odom_camera)
+            stretch.fusion.add(depth, result.answer.picture, camera, result.state.T_odom_camera)
 
     # ---- called from the film's thread ----
 
     def show(self, result: Result) -> None:
         """One more frame of the video, and now and then a picture for the report."""
-        rgb, depth = result.shot.rgb, result.answer.depth
+        rgb, depth = result.answer.picture, result.answer.depth
         if self._start_ns is None:
             self._start_ns = result.shot.log_ns
         seconds = (result.shot.log_ns - self._start_ns) / 1e9

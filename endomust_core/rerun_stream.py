@@ -42,8 +42,8 @@ class RerunStream:
         if answer.camera is not None:
             size = [answer.camera.width, answer.camera.height]
             rerun.log(f"{camera}/image", rerun.Pinhole(image_from_camera=answer.camera.K, resolution=size))
-        if result.shot.rgb.shape[:2] == answer.depth.shape:
-            rerun.log(f"{camera}/image/rgb", rerun.Image(np.ascontiguousarray(result.shot.rgb)).compress())
+        if result.answer.picture.shape[:2] == answer.depth.shape:
+            rerun.log(f"{camera}/image/rgb", rerun.Image(np.ascontiguousarray(result.answer.picture)).compress())
         depth = np.nan_to_num(answer.depth, nan=0.0)  # what Rerun reads as "no depth"
         rerun.log(f"{camera}/image/depth", rerun.DepthImage(depth, meter=1.0))
         if result.state is not None:

@@ -1,7 +1,4 @@
-"""What the operator sees on /diagnostics: counts, statistics and the tasks input, inference, depth, odometry.
-
-Levels: OK; WARN when something is missing or was rejected; ERROR when images come and nothing usable goes out.
-"""
+"""Counts by reason, statistics of the last images, and how both become diagnostic messages (see reporter.py)."""
 
 import re
 import threading
@@ -12,12 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from endomust_ros.pictures import PICTURES
-
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 WINDOW = 300  # images that the statistics look back on
 PERCENTILES = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
-STAGES = ("arrival", "decode", "preprocess", "depth", "pose", "postprocess", "publish")  # arrival: stamp → work begins
 QUIET = 5.0  # s between two log lines that say the same
 
 
@@ -58,16 +52,22 @@ class Tally:
 
 
 class Statistics:
-    """The last WINDOW samples of named quantities. Safe from every thread."""
+    """The last samples of named quantities. Safe from every thread."""
 
-    def __init__(self):
-        self._lock = threading.Lock()
+    def __init__(self, window: int = WINDOW):
+        self._lock, self._window = threading.Lock(), window
         self._samples: dict[str, deque[float]] = {}
 
     def add(self, **values: float) -> None:
         with self._lock:
             for name, value in values.items():
-                self._samples.setdefault(name, deque(maxlen=WINDOW)).append(value)
+                self._samples.setdefault(name, deque(maxlen=self._window)).append(value)
+
+    def look_back(self, window: int) -> None:
+        """Keep so many samples from now on; the newest of those that are there stay."""
+        with self._lock:
+            self._window = window
+            self._samples = {name: deque(samples, maxlen=window) for name, samples in self._samples.items()}
 
     def percentiles(self, name: str) -> tuple[float, ...] | None:
         """The PERCENTILES, None without a sample."""
@@ -115,142 +115,3 @@ def _text(value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _against_loss(facts: dict) -> str:
-    """What to do about images that are lost on their way."""
-    if facts["transport"] == "compressed":
-        return "let the camera driver publish reliably, or look for what holds the network up"
-    return "start the camera driver with camera.launch.py (raw images need its DDS profile), or take compressed images"
-
-
-def _if_the_camera_runs(facts: dict) -> str:
-    return f"if the camera runs, its images are lost on the way: {_against_loss(facts)}"
-
-
-# ---- the four tasks -------------------------------------------------------------------------------------------------
-
-
-class Reporter:
-    """Builds the four statuses; a level is about the time since the last report, whose counts are remembered."""
-
-    def __init__(
-        self, node_name: str, tally: Tally, statistics: Statistics, clock: Callable[[], float] = time.monotonic
-    ):
-        self._name, self._tally, self._statistics, self._clock = node_name, tally, statistics, clock
-        self._before: dict[str, int] = {}
-        self._started = clock()
-
-    def idle(self, state: str) -> list[DiagnosticStatus]:
-        """What is said while the node does not work on images."""
-        self._started = self._clock()
-        return [self._status(task, OK, state, {}) for task in ("input", "inference", "depth", "odometry")]
-
-    def active(self, inputs, pipeline, model: dict, broadcaster, scheduling) -> list[DiagnosticStatus]:
-        """The four tasks of a node that works on images."""
-        counts = self._tally.counts()
-        recent = {reason: count - self._before.get(reason, 0) for reason, count in counts.items()}
-        self._before = counts
-        return [
-            self._input(inputs, pipeline, counts, recent),
-            self._inference(model, scheduling, counts, recent),
-            self._depth(pipeline, recent),
-            self._odometry(pipeline, broadcaster, counts, recent),
-        ]
-
-    def _input(self, inputs, pipeline, counts: dict, recent: dict) -> DiagnosticStatus:
-        facts = inputs.describe()
-        answered = self._statistics.last("finished") or 0.0
-        silence = self._clock() - max(answered, self._started)
-        got = recent.get("received", 0)
-        rejected = recent.get("decode", 0)
-        camera = pipeline.seen.get("camera", "unknown")
-        loss = inputs.gaps.loss()
-        if rejected and not recent.get("answered"):
-            level, sentence = ERROR, f"no image can be used: {self._tally.last}"
-        elif rejected:
-            level, sentence = WARN, f"{rejected} of {got} images dropped: {self._tally.last}"
-        elif not facts["publishers"]:
-            level, sentence = WARN, f"nobody publishes {facts['topic']}; start the camera driver or remap image"
-        elif silence > pipeline.parameters.input_timeout and not got:
-            level, sentence = WARN, f"no image for {silence:.1f} s on {facts['topic']}; {_if_the_camera_runs(facts)}"
-        elif recent.get("jump"):
-            level, sentence = WARN, f"stamps went back, everything started again (jump number {counts['jump']})"
-        elif camera not in ("calibrated", "unknown"):
-            level, sentence = WARN, f"no calibration in use ({camera}): depth only, no cloud and no odometry"
-        elif loss.serious:
-            level, sentence = WARN, f"{loss.percent:.0f} % of the images never arrived; {_against_loss(facts)}"
-        else:
-            level, sentence = OK, "receiving"
-        values = {
-            **facts,
-            "size": pipeline.seen.get("size", "-"),
-            "camera": camera,
-            "received": counts.get("received", 0),
-            "answered": counts.get("answered", 0),
-            **{f"dropped {reason}": counts.get(reason, 0) for reason in ("busy", "stale", "decode", "idle")},
-            **{f"without camera: {reason}": counts.get(reason, 0) for reason in ("no_info", "uncalibrated", "size")},
-            "period [s]": loss.period or "-",
-            "missing": loss.missing,
-            "transport loss [%]": "-" if loss.percent is None else loss.percent,
-            "stamp jumps": counts.get("jump", 0),
-            "same stamps": counts.get("same_stamp", 0),
-            "silence [s]": silence,
-            **percentile_values(self._statistics, "age", "age [s]"),
-            "last fault": self._tally.last or "-",
-        }
-        return self._status("input", level, sentence, values)
-
-    def _inference(self, model: dict, scheduling, counts: dict, recent: dict) -> DiagnosticStatus:
-        values = {**model, "failures": counts.get("failure", 0), "rate [Hz]": self._statistics.rate("finished")}
-        values["scheduling"] = scheduling.describe()
-        values |= {f"skipped {picture}": counts.get(f"skipped {picture}", 0) for picture in PICTURES}
-        for stage in (*STAGES, *PICTURES):
-            values |= percentile_values(self._statistics, stage, f"{stage} [ms]", 1e3)
-        if recent.get("failure"):
-            level = WARN if recent.get("answered") else ERROR
-            return self._status("inference", level, f"{recent['failure']} images failed: {self._tally.last}", values)
-        if scheduling.problems:
-            return self._status("inference", WARN, scheduling.describe(), values)
-        return self._status("inference", OK, f"{model['bundle']} on {model['provider']}", values)
-
-    def _depth(self, pipeline, recent: dict) -> DiagnosticStatus:
-        p, valid = pipeline.parameters, self._statistics.last("valid")
-        values = {
-            "range [m]": f"{p.depth_min_range:g} to {p.depth_max_range:g}",
-            "scale factor": p.scale_factor,
-            "valid [%]": valid if valid is not None else "-",
-            "median [m]": self._statistics.last("median_depth") or "-",
-        }
-        if valid is None or not recent.get("answered"):
-            return self._status("depth", OK, "no new image", values)
-        if valid < 1.0:
-            hint = "nearly no depth lies between depth.min_range and depth.max_range; check them and scale.factor"
-            return self._status("depth", WARN, hint, values)
-        return self._status("depth", OK, f"{valid:.0f} % of the pixels have depth", values)
-
-    def _odometry(self, pipeline, broadcaster, counts: dict, recent: dict) -> DiagnosticStatus:
-        track = pipeline.track
-        values = {
-            "state": track.state,
-            "steps": track.steps,
-            "lost": track.lost,
-            "resets": track.resets,
-            "path [m]": track.path,
-            "position sigma [m]": track.sigma,
-            "transforms sent": track.transforms,
-            "TF": f"off: {broadcaster.reason}" if broadcaster.reason else "on",
-        }
-        if not pipeline.parameters.odom_enable:
-            return self._status("odometry", OK, "odom.enable is false", values)
-        if not pipeline.has_motion:
-            return self._status("odometry", OK, "the bundle has no pose network, so there is no odometry", values)
-        if recent.get("lost"):
-            return self._status("odometry", WARN, f"lost for {recent['lost']} images, the pose is held", values)
-        if recent.get("jump"):
-            return self._status("odometry", WARN, f"reset number {track.resets}: stamps went back", values)
-        off = f", TF is off: {broadcaster.reason}" if broadcaster.reason else ""
-        return self._status("odometry", OK, track.state + off, values)
-
-    def _status(self, task: str, level, sentence: str, values: dict) -> DiagnosticStatus:
-        return status(f"{self._name}: {task}", level, sentence, values)

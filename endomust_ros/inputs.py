@@ -1,4 +1,4 @@
-"""Subscriptions of the node: picks the raw or the compressed image, the matching camera_info, and a QoS that connects.
+"""Subscriptions of the node: picks the raw or the compressed image, its camera_info, a QoS that connects, and the rest.
 
 A publisher that starts late, or again with another QoS, is found by `look`, which the node calls a few times a second.
 """
@@ -34,12 +34,32 @@ class Topics(NamedTuple):
     camera_info: str
 
 
+class Other(NamedTuple):
+    """A further topic of the node."""
+
+    message_type: type
+    callback: Callable
+    depth: int = 1
+    wanted: Callable[[], bool] = lambda: True  # asked at every look
+
+
 class Inputs:
     """Hands every image to `on_image(Frame)` and every CameraInfo to `on_info(message)` until it is closed."""
 
-    def __init__(self, node, transport: str, qos: str, on_image: Callable, on_info: Callable):
+    def __init__(
+        self,
+        node,
+        transport: str,
+        qos: str,
+        on_image: Callable,
+        on_info: Callable,
+        others: dict[str, Other] | None = None,
+    ):
+        """`others` are further topics, by their name in the node."""
         self._node, self._transport, self._qos = node, transport, qos
         self._on_image, self._on_info = on_image, on_info
+        self._others = {node.resolve_topic_name(name): other for name, other in (others or {}).items()}
+        self.incompatible: dict[str, str] = {}  # topic → why nothing arrives on it
         self._subscriptions: dict[str, tuple] = {}  # topic → (subscription, reliability)
         self.topics = resolve(node)
         self.choice = None if transport == "auto" else transport
@@ -49,13 +69,14 @@ class Inputs:
     def look(self) -> None:
         """Subscribe to what is published now, with the QoS that is offered now; does nothing while both still fit."""
         self._choose()
-        wanted = {self.topics.camera_info: (CameraInfo, self._on_info)}
+        wanted = {self.topics.camera_info: Other(CameraInfo, self._on_info)}
         for kind in (RAW, COMPRESSED) if self.choice is None else (self.choice,):
-            wanted[getattr(self.topics, kind)] = (TYPES[kind], self._taker(kind))
+            wanted[getattr(self.topics, kind)] = Other(TYPES[kind], self._taker(kind))
+        wanted |= {topic: other for topic, other in self._others.items() if other.wanted()}
         for topic in self._subscriptions.keys() - wanted.keys():
             self._unsubscribe(topic)
-        for topic, (message_type, callback) in wanted.items():
-            self._subscribe(topic, message_type, callback)
+        for topic, other in wanted.items():
+            self._subscribe(topic, other)
 
     def close(self) -> None:
         for topic in list(self._subscriptions):
@@ -72,6 +93,7 @@ class Inputs:
             "transport": self.choice or "waiting for a publisher",
             "topic": topic,
             "publishers": len(publishers),
+            "published by": ", ".join(sorted({_full_name(info) for info in publishers})) or "nobody",
             "reliability offered": ", ".join(offered) or "-",
             "reliability used": _word(used) if used is not None else "-",
             "camera_info topic": self.topics.camera_info,
@@ -95,27 +117,32 @@ class Inputs:
 
         return take
 
-    def _subscribe(self, topic: str, message_type, callback) -> None:
+    def _subscribe(self, topic: str, other: Other) -> None:
         reliability = self._reliability(topic)
         if topic in self._subscriptions:
             if self._subscriptions[topic][1] == reliability:
                 return
             self._unsubscribe(topic)
-        qos = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=reliability)
+        qos = QoSProfile(depth=other.depth, history=HistoryPolicy.KEEP_LAST, reliability=reliability)
         events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._say_incompatible(topic, reliability))
-        subscription = self._node.create_subscription(message_type, topic, callback, qos, event_callbacks=events)
+        subscription = self._node.create_subscription(
+            other.message_type, topic, other.callback, qos, event_callbacks=events
+        )
         self._subscriptions[topic] = subscription, reliability
 
     def _say_incompatible(self, topic: str, reliability) -> None:
         """With `auto` the next look repairs it; a QoS that was asked for stays, and its price is named."""
         if self._qos != "auto":
-            self._node.get_logger().warning(
+            sentence = (
                 f"a publisher of {topic} cannot serve input.qos={self._qos} ({_word(reliability)}), so none of its "
                 "messages arrive; set input.qos to auto"
             )
+            self.incompatible[topic] = sentence
+            self._node.get_logger().warning(sentence)
 
     def _unsubscribe(self, topic: str) -> None:
         subscription, _ = self._subscriptions.pop(topic)
+        self.incompatible.pop(topic, None)
         if self.choice is None or topic == getattr(self.topics, self.choice):  # not when the other kind is let go
             self.gaps.restart()
         self._node.destroy_subscription(subscription)
@@ -142,6 +169,12 @@ def resolve(node) -> Topics:
 def camera_info_topic(image_topic: str) -> str:
     """/endoscope/image_raw → /endoscope/camera_info, as image_transport does."""
     return f"{image_topic.rpartition('/')[0]}/camera_info"
+
+
+def _full_name(info) -> str:
+    """The node behind a publisher; DDS needs a moment to know it, and of programs without ROS never does."""
+    unknown = "UNKNOWN" in info.node_name
+    return "a node not known yet" if unknown else f"{info.node_namespace.rstrip('/')}/{info.node_name}"
 
 
 def _remapped(node, name: str) -> bool:

@@ -10,7 +10,8 @@ import sys
 
 import cv2
 import numpy as np
-from geometry_msgs.msg import Quaternion, TransformStamped
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose, PoseWithCovarianceStamped, Quaternion, TransformStamped
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -23,9 +24,10 @@ from endomust_core.decoding import DecodingError as ImageError
 from endomust_core.decoding import UnknownEncoding
 from endomust_core.decoding import camera_from_info as camera_from_info
 from endomust_core.decoding import compressed_to_rgb as compressed_to_rgb
-from endomust_core.odometry import quaternion_from_matrix
+from endomust_core.odometry import inverse, matrix_from_quaternion, quaternion_from_matrix, se3
 
 BIG_ENDIAN = sys.byteorder == "big"
+FARTHEST = 1e3  # m; no robot's camera is farther from its base
 
 # ---- in -------------------------------------------------------------------------------------------------------------
 
@@ -60,6 +62,12 @@ def depth_to_image(depth: np.ndarray, header, into=None) -> Image:
     return _image(np.asarray(depth, np.float32), "32FC1", header, into)
 
 
+def depth_to_millimetres(depth: np.ndarray, header, into=None) -> Image:
+    """depth (H, W) float32 [m] to a 16UC1 Image [mm] (REP-118), 0 where invalid or beyond 65.535 m."""
+    millimetres = np.nan_to_num(depth * 1e3 + 0.5, nan=0.0, posinf=0.0, neginf=0.0)
+    return _image(np.where(millimetres < 65536, millimetres, 0).astype(np.uint16), "16UC1", header, into)
+
+
 def compressed_depth_message(
     depth: np.ndarray, header, low: float, high: float, kind: str = "png", level: int = 1
 ) -> CompressedImage:
@@ -78,35 +86,63 @@ def rgb_to_image(rgb: np.ndarray, header, into=None) -> Image:
     return _image(np.asarray(rgb, np.uint8), "rgb8", header, into)
 
 
+def jpeg_message(bgr: np.ndarray, header) -> CompressedImage:
+    """bgr (H, W, 3) uint8 to a JPEG, as image_transport's compressed writes it."""
+    message = CompressedImage(header=header, format="bgr8; jpeg compressed bgr8")
+    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    data = array.array("B")
+    data.frombytes(jpeg.tobytes())
+    _attach(message, data)
+    return message
+
+
 def color_to_image(bgr: np.ndarray, header, into=None) -> Image:
     """bgr (H, W, 3) uint8, as OpenCV draws, to a bgr8 Image."""
     return _image(np.asarray(bgr, np.uint8), "bgr8", header, into)
 
 
+CLOUD_FIELDS = {
+    "xyz": ("x", "y", "z"),
+    "xyzrgb": ("x", "y", "z", "rgb"),
+    "xyzrgbc": ("x", "y", "z", "rgb", "confidence"),
+}
+
+
 def cloud_message(
-    depth: np.ndarray, rgb: np.ndarray, camera: Camera, header, into=None, stride: int = 1
+    depth: np.ndarray,
+    rgb: np.ndarray,
+    camera: Camera,
+    header,
+    into=None,
+    stride: int = 1,
+    fields: str = "xyzrgb",
+    confidence: np.ndarray | None = None,
+    least: float = 0.0,
 ) -> PointCloud2:
     """Organised cloud of every stride-th pixel: depth (H, W) [m], rgb (H, W, 3), their camera → x, y, z [m] and rgb.
 
-    16 bytes a point; invalid depth gives NaN in x, y and z. Everything is computed inside the memory of the message.
+    4 bytes a field; depth that is invalid, or whose confidence (H, W) is below `least`, gives NaN in x, y and z.
+    Everything is computed inside the memory of the message.
     """
-    height, width = -(-camera.height // stride), -(-camera.width // stride)
-    fits = into is not None and (into.height, into.width) == (height, width)
-    message = into if fits else _cloud_layout(width, height)
+    height, width, names = -(-camera.height // stride), -(-camera.width // stride), CLOUD_FIELDS[fields]
+    fits = into is not None and (into.height, into.width, len(into.fields)) == (height, width, len(names))
+    message = into if fits else _cloud_layout(width, height, names)
     message.header = header
-    fill_cloud(np.frombuffer(message.data, np.float32).reshape(height, width, 4), depth, rgb, camera, stride)
+    out = np.frombuffer(message.data, np.float32).reshape(height, width, len(names))
+    fill_cloud(out, depth, rgb, camera, stride, confidence, least)
     return message
 
 
-def _cloud_layout(width: int, height: int) -> PointCloud2:
-    message = PointCloud2(height=height, width=width, point_step=16, row_step=16 * width)
+def _cloud_layout(width: int, height: int, names: tuple[str, ...]) -> PointCloud2:
+    step = 4 * len(names)
+    message = PointCloud2(height=height, width=width, point_step=step, row_step=step * width)
     message.is_bigendian = BIG_ENDIAN
     message.is_dense = False
     message.fields = [
         PointField(name=name, offset=4 * place, datatype=PointField.FLOAT32, count=1)
-        for place, name in enumerate(("x", "y", "z", "rgb"))
+        for place, name in enumerate(names)
     ]
-    _attach(message, array.array("B", bytes(16 * width * height)))
+    _attach(message, array.array("B", bytes(step * width * height)))
     return message
 
 
@@ -126,14 +162,57 @@ def odometry_message(state, stamp, odom_frame: str, child_frame: str) -> Odometr
     """OdometryState → nav_msgs/Odometry: pose [m] in odom_frame, twist [m/s, rad/s] in child_frame, 6x6 row-major."""
     message = Odometry(header=Header(stamp=stamp, frame_id=odom_frame), child_frame_id=child_frame)
     pose, twist = message.pose, message.twist
-    pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = map(float, state.T_odom_camera[:3, 3])
-    pose.pose.orientation = _quaternion(state.T_odom_camera)
-    pose.covariance = np.ascontiguousarray(state.pose_covariance, np.float64).ravel()
+    _fill_pose(pose, state)
     twist.covariance = np.ascontiguousarray(state.twist_covariance, np.float64).ravel()
     if state.twist is not None:
         linear, angular = twist.twist.linear, twist.twist.angular
         linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = map(float, state.twist)
     return message
+
+
+def pose_message(state, stamp, odom_frame: str) -> PoseWithCovarianceStamped:
+    """OdometryState → geometry_msgs/PoseWithCovarianceStamped [m] in odom_frame."""
+    message = PoseWithCovarianceStamped(header=Header(stamp=stamp, frame_id=odom_frame))
+    _fill_pose(message.pose, state)
+    return message
+
+
+class PoseError(ValueError):
+    """A pose that is none; the text says why."""
+
+
+def pose_matrix(pose: Pose) -> np.ndarray:
+    """geometry_msgs/Pose of a child in its parent → T_parent_child (4, 4) [m]. Raises PoseError in words."""
+    q, p = pose.orientation, pose.position
+    place = np.array([p.x, p.y, p.z])
+    if not (np.isfinite(place).all() and np.abs(place).max() < FARTHEST):
+        raise PoseError(f"its position {place.tolist()} is no place; check who publishes it")
+    try:
+        return se3(matrix_from_quaternion((q.x, q.y, q.z, q.w)), place)
+    except ValueError as error:
+        raise PoseError(str(error)) from None
+
+
+def covariance_matrix(numbers) -> np.ndarray:
+    """36 numbers, row by row → (6, 6), symmetric. Raises PoseError where they are no covariance."""
+    covariance = np.asarray(numbers, np.float64).reshape(6, 6)
+    covariance = (covariance + covariance.T) / 2
+    if not np.isfinite(covariance).all() or np.linalg.eigvalsh(covariance).min() < -1e-9 * abs(covariance).max():
+        raise PoseError("its covariance is not positive; send zeros where the pose is certain")
+    return covariance
+
+
+def pose_of(T: np.ndarray) -> Pose:
+    """T_parent_child (4, 4) [m] → geometry_msgs/Pose of the child in the parent."""
+    pose = Pose(orientation=_quaternion(T))
+    pose.position.x, pose.position.y, pose.position.z = map(float, T[:3, 3])
+    return pose
+
+
+def stamp_message(stamp_ns: int) -> Time:
+    """Nanoseconds → builtin_interfaces/Time."""
+    whole, nanoseconds = divmod(stamp_ns, 10**9)
+    return Time(sec=whole, nanosec=nanoseconds)
 
 
 def transform_message(T: np.ndarray, stamp, parent: str, child: str) -> TransformStamped:
@@ -143,6 +222,21 @@ def transform_message(T: np.ndarray, stamp, parent: str, child: str) -> Transfor
     place.x, place.y, place.z = map(float, T[:3, 3])
     message.transform.rotation = _quaternion(T)
     return message
+
+
+def inverted(transform: TransformStamped) -> TransformStamped:
+    """The same transform with parent and child changed over."""
+    q, t = transform.transform.rotation, transform.transform.translation
+    T = inverse(se3(matrix_from_quaternion((q.x, q.y, q.z, q.w)), np.array([t.x, t.y, t.z])))
+    return transform_message(T, transform.header.stamp, transform.child_frame_id, transform.header.frame_id)
+
+
+def _fill_pose(pose, state) -> None:
+    """Pose and covariance; a withheld state has a quaternion of zeros, which rtabmap and others read as lost."""
+    pose.pose = pose_of(state.T_odom_camera)
+    if state.withheld:
+        pose.pose.orientation = Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)
+    pose.covariance = np.ascontiguousarray(state.pose_covariance, np.float64).ravel()
 
 
 def _quaternion(T: np.ndarray) -> Quaternion:

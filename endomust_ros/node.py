@@ -12,42 +12,75 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import cv2
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
-from std_srvs.srv import Trigger
 
-from endomust_core import __version__
+from endomust_core import __version__, confinement
 from endomust_core.backends import BackendError
 from endomust_core.bundle import BundleError, default_bundle, load_bundle
+from endomust_core.camera import CameraError, load_camera
+from endomust_core.confinement import ConfinementError
 from endomust_core.conveyor import NICE
+from endomust_core.decoding import looks_rectified, stamp_ns
+from endomust_core.engines import open_engines
 from endomust_core.estimator import Estimator
-from endomust_core.pipeline import Calibration, model_facts, model_info
+from endomust_core.pipeline import Calibration, model_facts, model_info, seconds
+from endomust_core.scale import Scale
+from endomust_core.scale_file import ScaleFileError, load_scale
 from endomust_ros import parameters as parameter_table
-from endomust_ros import tf
 from endomust_ros.dds_profile import ProfileError
-from endomust_ros.diagnostics import Reporter, Statistics, Tally, array_of
-from endomust_ros.inputs import Inputs
+from endomust_ros.diagnostics import Statistics, Tally, array_of
+from endomust_ros.inputs import Inputs, Other, resolve
 from endomust_ros.library_log import LibraryLog
+from endomust_ros.machine import Accelerator
 from endomust_ros.mailbox import Worker
+from endomust_ros.messages import PoseError, covariance_matrix, pose_matrix
 from endomust_ros.outputs import Outputs
 from endomust_ros.parameters import ParameterError
 from endomust_ros.pictures import Painter, Picture
 from endomust_ros.pipeline import Pipeline
+from endomust_ros.reporter import Reporter
 from endomust_ros.scheduling import Scheduling
+from endomust_ros.services import Refused, Services
+from endomust_ros.snapshot import default_folder
+from endomust_ros.tf import Transforms
+from endomust_ros.tf_watch import TfWatch
 from endomust_ros.transport import dds_profile, fast_dds_environment
 
 LOOK_PERIOD = 0.25  # s between two looks at who publishes images
 SPIN_PERIOD = 0.25  # s until a signal is noticed while nothing happens
+POSES = 50  # of the robot that may wait; it sends more often than the camera
+RATE_TOLERANCE = 0.1  # of a period; stamps jitter
+WITHOUT_SECURITY = (
+    "this ROS is built without DDS Security, as the wheels from PyPI are; install ROS from packages, or unset "
+    "ROS_SECURITY_ENABLE"
+)
+# What configure says in words, without a traceback.
+REFUSALS = (
+    BundleError,
+    BackendError,
+    ParameterError,
+    CameraError,
+    ConfinementError,
+    ScaleFileError,
+    FileNotFoundError,
+)
 
+RCLError = rclpy_implementation.RCLError
 SUCCESS, FAILURE, ERROR = (
     TransitionCallbackReturn.SUCCESS,
     TransitionCallbackReturn.FAILURE,
@@ -72,15 +105,23 @@ def transition(step):
 class EndomustNode(LifecycleNode):
     """See the module. `configure` loads the model, `activate` listens; `deactivate` and `cleanup` undo them."""
 
-    def __init__(self, **options):
+    def __init__(self, engine_opener=open_engines, **options):
+        """`engine_opener(bundle, options)` opens the networks; nodes of one process may share them."""
         super().__init__("endomust", **options)
         self.parameters = parameter_table.declare(self)
         self.add_on_set_parameters_callback(self._on_parameters)
-        self._estimator = self._pipeline = self._outputs = self._broadcaster = None  # exist while configured
-        self._painter = self._scheduling = None  # too
-        self._inputs = self._worker = self._pictures = None  # exist while active
+        self._engine_opener = engine_opener
+        self._estimator = self.pipeline = self._outputs = self._transforms = None  # exist while configured
+        self._painter = self._scheduling = self._accelerator = None  # too
+        self._inputs = self._worker = self._pictures = self._tf_watch = None  # exist while active
         self._calibration = None
+        self.paused = False
+        self.ended = False  # True when stamps or the clock went back and time.on_jump is shutdown
         self.gave_up = False  # True when not even error processing worked
+        self._last_used: int | None = None  # stamp [ns] of the last image that was passed on
+        self._said_scale = None  # what ~/model_info says of it
+        self._jobs = 0
+        self.observer = None  # called by the worker with every answer, where somebody set it
         self._library_log = LibraryLog(self.get_logger())
         self._renew_counters()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # timers must run while simulated time stands still
@@ -89,7 +130,9 @@ class EndomustNode(LifecycleNode):
         self._diagnostics_timer = None
         self._renew_diagnostics_timer()
         self._model_info = self.create_publisher(String, "~/model_info", _latched())
-        self.create_service(Trigger, "~/reset_odometry", self._on_reset_odometry)
+        self._service_desk = Services(self)
+        back = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
+        self._jumps = self.get_clock().create_jump_callback(back, post_callback=self._on_clock_jump)
         _survive_wrong_transitions(self)
 
     @property
@@ -103,7 +146,7 @@ class EndomustNode(LifecycleNode):
     def on_configure(self, state):
         try:
             self._open()
-        except (BundleError, BackendError, ParameterError, FileNotFoundError) as error:
+        except REFUSALS as error:
             self.get_logger().error(f"configure failed: {error}")
             self._close()
             return FAILURE
@@ -112,12 +155,7 @@ class EndomustNode(LifecycleNode):
     @transition
     def on_activate(self, state):
         result = super().on_activate(state)
-        self._pictures = Worker(self._painter.paint, self._on_failure, name="endomust-pictures", nice=NICE)
-        self._worker = Worker(self._pipeline.process, self._on_failure)
-        self._pictures.start()
-        self._worker.start()
-        p = self.parameters
-        self._inputs = Inputs(self, p.input_transport, p.input_qos, self._on_image, self._calibration.update)
+        self._start()
         self.get_logger().info(f"listening to {self._inputs.topics.raw} and {self._inputs.topics.camera_info}")
         return result
 
@@ -164,40 +202,99 @@ class EndomustNode(LifecycleNode):
         self._scheduling = Scheduling(p.realtime_cpu_affinity, p.realtime_nice)
         for problem in self._scheduling.apply():  # before the networks, whose threads inherit it
             self.get_logger().warning(problem)
+        rectified = p.input_rectified or looks_rectified(resolve(self).raw, None)
+        if rectified and not p.input_rectified:
+            self.get_logger().info(f"{resolve(self).raw} is rectified by its name, so P of camera_info is used")
+        path = p.calibration_file and confinement.readable(p.calibration_file, "calibration.file")
+        self._calibration = Calibration(rectified, load_camera(path).plausible() if path else None)
+        self._estimator = self._opened()
+        self._renew_counters()
+        self._outputs = Outputs(self)
+        self._tf_watch = TfWatch(self, p.frames_odom)
+        self._transforms = Transforms(self, self._tf_watch.parents, p)
+        self._accelerator = Accelerator(self._estimator.provider in ("cuda", "tensorrt"), p.model_device_id)
+        self._painter = Painter(self._outputs, self._statistics)
+        self._build()
+        self._scheduling.settle()
+        took = time.perf_counter() - start
+        where, bundle = self._estimator.provider, self.bundle
+        self.get_logger().info(f"{bundle.name} {bundle.version} is ready on {where} after {took:.2f} s")
+
+    def _opened(self) -> Estimator:
+        """The bundle that the parameters name, tested and warm."""
+        p = self.parameters
+        given = {"model.path": p.model_path, "model.engine_cache_dir": p.model_engine_cache_dir}
+        confinement.check_parameters(given)
         bundle = load_bundle(p.model_path or default_bundle())
-        self._estimator = Estimator(
+        estimator = Estimator(
             bundle,
             resolution=parameter_table.resolution(p.depth_resolution),
-            options=parameter_table.engine_options(p),
+            engines=self._engine_opener(bundle, parameter_table.engine_options(p)),
         )
-        self._estimator.warm_up(p.model_warmup_runs)
-        self._renew_counters()
-        self._calibration = Calibration(p.input_rectified)
-        self._outputs = Outputs(self)
-        self._broadcaster = tf.broadcaster(self, p.tf_publish)
-        self._pipeline = Pipeline(
+        estimator.warm_up(p.model_warmup_runs)
+        return estimator
+
+    def _build(self) -> None:
+        """Pipeline and scale around the model that is open."""
+        scale = Scale(self.parameters, self.bundle.metric, self._saved_scale())
+        self.pipeline = Pipeline(
             self._estimator,
-            p,
+            self.parameters,
             self._calibration,
             self._outputs,
-            self._broadcaster,
+            self._transforms,
             self._tally,
             self._statistics,
             self._now,
             self._hand_over,
+            scale,
         )
-        self._painter = Painter(self._outputs, self._statistics)
-        self._scheduling.settle()
-        self._model_info.publish(String(data=json.dumps(model_info(self._estimator, __version__), sort_keys=True)))
-        took = time.perf_counter() - start
-        where = self._estimator.provider
-        self.get_logger().info(f"{bundle.name} {bundle.version} is ready on {where} after {took:.2f} s")
+        self._said_scale = None
+        self._tell_model()
+
+    def reload_model(self) -> str:
+        """Change over to what lies in the bundle's folder now. Raises Refused, and then the old model goes on."""
+        old, active, start = self.bundle, self._worker is not None, time.perf_counter()
+        try:
+            estimator = self._opened()
+        except REFUSALS as error:
+            raise Refused(f"the model stays as it is ({old.name} {old.digest[:12]}): {error}") from None
+        self._halt()
+        self._estimator = estimator
+        self._build()
+        if active:
+            self._run()
+        new, took = self.bundle, time.perf_counter() - start
+        change = "the same files" if new.digest == old.digest else f"{old.digest[:12]} gave way to {new.digest[:12]}"
+        return f"{new.name} {new.version} on {estimator.provider} after {took:.2f} s: {change}; odometry starts again"
+
+    def _start(self) -> None:
+        """Work, then listen."""
+        self._run()
+        p = self.parameters
+        others = {
+            "mask": Other(Image, lambda message: self.pipeline.masks.update(message)),
+            "camera_pose": Other(PoseStamped, self._on_camera_pose, POSES, lambda: self.pipeline.scale.listens),
+            "~/set_pose": Other(PoseWithCovarianceStamped, self._on_set_pose),
+        }
+        self._inputs = Inputs(self, p.input_transport, p.input_qos, self._on_image, self._calibration.update, others)
+
+    def _run(self) -> None:
+        """Both threads."""
+        self._pictures = Worker(self._painter.paint, self._on_failure, name="endomust-pictures", nice=NICE)
+        self._worker = Worker(self._work, self._on_failure)
+        self._pictures.start()
+        self._worker.start()
 
     def _stop(self) -> None:
         """Hear nothing more and wait for the image in work. The model may be touched after this."""
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
+        self._halt()
+
+    def _halt(self) -> None:
+        """Wait for the image in work; what comes meanwhile is lost."""
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
@@ -206,12 +303,11 @@ class EndomustNode(LifecycleNode):
             self._pictures = None
 
     def _close(self) -> None:
-        if self._outputs is not None:
-            self._outputs.close()
-        if self._broadcaster is not None:
-            self._broadcaster.close()
-        self._estimator = self._pipeline = self._outputs = self._broadcaster = self._calibration = None
-        self._painter = None
+        for part in (self._outputs, self._transforms, self._tf_watch):
+            if part is not None:
+                part.close()
+        self._estimator = self.pipeline = self._outputs = self._transforms = self._calibration = None
+        self._painter = self._accelerator = self._tf_watch = None
         if self._scheduling is not None:
             self._scheduling.release()
             self._scheduling = None
@@ -219,27 +315,79 @@ class EndomustNode(LifecycleNode):
     # ---- callbacks of the main thread ----
 
     def _on_image(self, frame) -> None:
-        self._tally.count("received")
-        if self._worker.put(frame):
-            self._tally.count("busy")
+        self.tally.count("received")
+        if self.paused:
+            self.tally.count("paused")
+        elif not self._is_due(frame):
+            self.tally.count("rate")
+        elif self._worker is not None and self._worker.put(frame):
+            self.tally.count("busy")
+
+    def _is_due(self, frame) -> bool:
+        """False for an image that comes sooner after the last one than input.max_rate allows; by their stamps."""
+        rate, stamp = self.parameters.input_max_rate, stamp_ns(frame.message)
+        if rate > 0 and self._last_used is not None:
+            since = seconds(stamp - self._last_used)
+            if 0 <= since < (1 - RATE_TOLERANCE) / rate:
+                return False
+        self._last_used = stamp
+        return True
+
+    def _work(self, item) -> None:
+        """On the worker thread: an image, or a job that must not overlap with one."""
+        if callable(item):
+            item()
+            return
+        answer = self.pipeline.process(item)
+        if answer is not None and self.observer is not None:
+            self.observer(answer)
+        self.ended = self.ended or self.pipeline.ended
+
+    def on_worker(self, job) -> bool:
+        """Have a function called between two images; False where no worker runs."""
+        if self._worker is None:
+            return False
+        self._jobs += 1
+        self._worker.put(job, slot=f"job {self._jobs}")
+        return True
+
+    def _on_camera_pose(self, message) -> None:
+        try:
+            self.pipeline.scale.add_pose(seconds(stamp_ns(message)), pose_matrix(message.pose))
+            self.tally.count("poses")
+        except PoseError as error:
+            self.tally.note("pose", f"camera_pose not used: {error}")
+
+    def _on_set_pose(self, message) -> None:
+        frame, wanted = message.header.frame_id.lstrip("/"), self.parameters.frames_odom
+        try:
+            if frame not in ("", wanted):
+                raise PoseError(f"it is about the frame {frame}, odometry is in {wanted}")
+            T, covariance = pose_matrix(message.pose.pose), covariance_matrix(message.pose.covariance)
+            self.get_logger().info(self.pipeline.set_pose(T, covariance))
+        except (PoseError, ValueError) as error:
+            self.tally.note("set_pose", f"set_pose not used: {error}")
+
+    def _on_clock_jump(self, jump) -> None:
+        """Simulated time went back, or began or ended: what was learned of time no longer holds."""
+        if self.pipeline is None:
+            return
+        what, pipeline = self.parameters.time_on_jump, self.pipeline
+        self.tally.note("clock_jump", f"the clock jumped; time.on_jump is {what}")
+        self._last_used = None
+        if what == "shutdown":
+            self.ended = True
+        elif what == "reset" and not self.on_worker(lambda: pipeline.reset("the clock jumped")):
+            pipeline.reset("the clock jumped")
 
     def _hand_over(self, picture: Picture) -> None:
         """Called by the worker: leave a picture to the second thread."""
         if self._pictures.put(picture, slot=picture.output):
-            self._tally.count(f"skipped {picture.output}")
+            self.tally.count(f"skipped {picture.output}")
 
     def _on_failure(self, error: Exception) -> None:
         where = "".join(traceback.format_exception(error)[-2:]).strip()
-        self._tally.note("failure", f"an image failed: {error} ({where})")
-
-    def _on_reset_odometry(self, request, response):
-        response.success = self._pipeline is not None
-        if response.success:
-            response.message = self._pipeline.reset_odometry("asked by service")
-            self.get_logger().info(response.message)
-        else:
-            response.message = f"there is no odometry to reset, the node is {self.state}; configure it first"
-        return response
+        self.tally.note("failure", f"an image failed: {error} ({where})")
 
     def _on_parameters(self, changes) -> SetParametersResult:
         values = {change.name: change.value for change in changes if change.name in parameter_table.ABOUT}
@@ -247,8 +395,10 @@ class EndomustNode(LifecycleNode):
             self.parameters = parameter_table.changed(self.parameters, values, configured=self._estimator is not None)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        if self._pipeline is not None:
-            self._pipeline.parameters = self.parameters
+        if self.pipeline is not None:
+            self.pipeline.parameters = self.pipeline.scale.settings = self.parameters
+        if "diagnostics.window" in values:
+            self._statistics.look_back(self.parameters.diagnostics_window)
         if "diagnostics.period" in values:
             self._renew_diagnostics_timer()
         return SetParametersResult(successful=True)
@@ -256,20 +406,94 @@ class EndomustNode(LifecycleNode):
     def _look(self) -> None:
         if self._inputs is not None:
             self._inputs.look()
+        if self._tf_watch is not None:
+            self._tf_watch.look()
+        if self.pipeline is not None:
+            self._find_base()
+
+    def _find_base(self) -> None:
+        """T_camera_base, once somebody has sent the fixed transforms between the two."""
+        base, camera = self.parameters.frames_base, self.pipeline.camera_frame
+        if base and camera and self.pipeline.base is None:
+            self.pipeline.base = self._tf_watch.parents.between(camera, base)
 
     def _report(self) -> None:
         if self._inputs is None:
             statuses = self._reporter.idle(self.state)
         else:
+            self._tell_model()
             statuses = self._reporter.active(
-                self._inputs, self._pipeline, model_facts(self._estimator), self._broadcaster, self._scheduling
+                self._inputs,
+                self.pipeline,
+                model_facts(self._estimator),
+                self._transforms,
+                self._scheduling,
+                self._accelerator,
+                self.paused,
             )
         self._diagnostics.publish(array_of(self.get_clock().now().to_msg(), statuses))
+
+    def _tell_model(self) -> None:
+        """~/model_info: at the start, and whenever the scale becomes known or unknown."""
+        scale = self.pipeline.scale.now()
+        if (scale.mode, scale.metric) == self._said_scale:
+            return
+        self._said_scale = scale.mode, scale.metric
+        facts = model_info(self._estimator, __version__)
+        facts |= {"metric": scale.metric, "scale_mode": scale.mode, "scale_factor": scale.factor}
+        self._model_info.publish(String(data=json.dumps(facts | {"scale": scale.reason}, sort_keys=True)))
+
+    # ---- what services ask for ----
+
+    @property
+    def bundle(self):
+        """The bundle that is open; None while unconfigured."""
+        return None if self._estimator is None else self._estimator.bundle
+
+    @property
+    def engines(self):
+        """The networks that run."""
+        return self._estimator.engines
+
+    @property
+    def tally(self):
+        """Counts by reason."""
+        return self._tally
+
+    @property
+    def baseline(self) -> float | None:
+        """What camera_info says of the distance to the other camera of a stereo pair [m]; None: nothing."""
+        return None if self._calibration is None else self._calibration.baseline
+
+    def facts(self) -> dict:
+        """What a snapshot says of the model."""
+        return {"node_version": __version__, **model_facts(self._estimator)}
+
+    def scale_path(self):
+        """The file of save_scale and scale.mode file. Raises ConfinementError."""
+        given = self.parameters.scale_file or default_scale_path()
+        return confinement.writable_file(given, "scale.file", confinement.SCALE_SUFFIXES)
+
+    def snapshot_folder(self):
+        """Where snapshots go. Raises ConfinementError."""
+        return confinement.writable_folder(self.parameters.snapshot_dir or default_folder(), "snapshot.dir")
+
+    def _saved_scale(self):
+        """The scale file, where there is one; it must be there in mode file."""
+        path = self.scale_path()
+        if self.parameters.scale_mode == "file":
+            return load_scale(path, self.bundle.digest)
+        try:  # for the day when scale.mode becomes file
+            return load_scale(path, self.bundle.digest)
+        except ScaleFileError:
+            return None
+
 
     # ---- small things ----
 
     def _renew_counters(self) -> None:
-        self._tally, self._statistics = Tally(self.get_logger().warning), Statistics()
+        self._tally = Tally(self.get_logger().warning)
+        self._statistics = Statistics(self.parameters.diagnostics_window)
         self._reporter = Reporter(self.get_name(), self._tally, self._statistics)
 
     def _renew_diagnostics_timer(self) -> None:
@@ -286,6 +510,11 @@ class EndomustNode(LifecycleNode):
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9
+
+
+def default_scale_path() -> Path:
+    """Where a scale is kept when nobody says otherwise."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "endomust" / "scale.yaml"
 
 
 def _latched() -> QoSProfile:
@@ -318,7 +547,7 @@ def _survive_wrong_transitions(node: LifecycleNode) -> None:
 
 def main(args=None) -> int:
     """Run the node until SIGINT, SIGTERM or its shutdown transition; 0 after an orderly end, 1 after a fatal error."""
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     try:
         _, transport = dds_profile(os.environ)
         os.environ.update(fast_dds_environment(os.environ))
@@ -328,11 +557,17 @@ def main(args=None) -> int:
         rclpy.logging.get_logger("endomust").fatal(str(error))
         rclpy.try_shutdown()
         return 1
+    except RCLError as error:
+        if "security libraries" not in str(error):
+            raise
+        rclpy.logging.get_logger("endomust").fatal(WITHOUT_SECURITY)
+        rclpy.try_shutdown()
+        return 1
     node.get_logger().info(transport)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     node.autostart()
-    while not stop and node.state != "finalized":
+    while not stop and not node.ended and node.state != "finalized":
         executor.spin_once(timeout_sec=SPIN_PERIOD)
     if node.state != "finalized":
         node.trigger_shutdown()
@@ -342,7 +577,7 @@ def main(args=None) -> int:
     return 1 if node.gave_up else 0
 
 
-def _stop_on_signals() -> list[int]:
+def stop_on_signals() -> list[int]:
     """A list that stays empty until SIGINT or SIGTERM comes; the second one ends the process at once."""
     received: list[int] = []
 

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from nav_msgs.msg import Odometry
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from nav_msgs.msg import Odometry, Path
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
@@ -18,10 +19,14 @@ OUTPUTS = {
     "depth": Output("~/depth/image_rect", Image, 1),
     "compressed_depth": Output("~/depth/image_rect/compressedDepth", CompressedImage, 1),
     "depth_info": Output("~/depth/camera_info", CameraInfo, 1),
+    "confidence": Output("~/depth/confidence", Image, 1),
     "color": Output("~/depth/color", Image, 1),
+    "color_compressed": Output("~/depth/color/compressed", CompressedImage, 1),
     "rgb": Output("~/rgb/image_rect", Image, 1),
     "points": Output("~/points", PointCloud2, 1),
     "odom": Output("~/odom", Odometry, 10),
+    "pose": Output("~/pose", PoseWithCovarianceStamped, 10),
+    "path": Output("~/path", Path, 1),
 }
 
 

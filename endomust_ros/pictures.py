@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from std_msgs.msg import Header
 
-from endomust_core.cloud import matched
 from endomust_core.pipeline import Answer
 from endomust_ros import messages
 from endomust_ros.parameters import Parameters
@@ -25,7 +24,6 @@ class Picture(NamedTuple):
 
     output: str
     answer: Answer
-    rgb: np.ndarray  # (H, W, 3) uint8; a view on the message it came in
     header: Header
     parameters: Parameters
 
@@ -44,19 +42,36 @@ class Painter:
 
 
 def _points(picture: Picture, spare):
-    answer, stride = picture.answer, picture.parameters.points_stride
-    rgb = matched(picture.rgb, answer.depth.shape)
-    return messages.cloud_message(answer.depth, rgb, answer.camera, picture.header, spare, stride)
+    answer, p = picture.answer, picture.parameters
+    confidence = None if answer.judgement is None else answer.confidence
+    return messages.cloud_message(
+        answer.depth,
+        answer.picture,
+        answer.camera,
+        picture.header,
+        spare,
+        p.points_stride,
+        p.points_fields,
+        confidence,
+        p.points_min_confidence,
+    )
 
 
 def _rgb(picture: Picture, spare):
-    return messages.rgb_to_image(matched(picture.rgb, picture.answer.depth.shape), picture.header, spare)
+    return messages.rgb_to_image(picture.answer.picture, picture.header, spare)
 
 
 def _color(picture: Picture, spare):
+    return messages.color_to_image(_painted(picture), picture.header, spare)
+
+
+def _color_compressed(picture: Picture, spare):
+    return messages.jpeg_message(_painted(picture), picture.header)
+
+
+def _painted(picture: Picture) -> np.ndarray:
     p = picture.parameters
-    painted = colourise(picture.answer.depth, p.color_min, p.color_max, p.color_map)
-    return messages.color_to_image(painted, picture.header, spare)
+    return colourise(picture.answer.depth, p.color_min, p.color_max, p.color_map)
 
 
 def _compressed_depth(picture: Picture, spare):
@@ -69,5 +84,6 @@ PICTURES: dict[str, Callable] = {
     "points": _points,
     "rgb": _rgb,
     "color": _color,
+    "color_compressed": _color_compressed,
     "compressed_depth": _compressed_depth,
 }

@@ -9,27 +9,17 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
-from endomust_ros.launching import CAMERA_ARGUMENTS, camera_environment, pairs, words
+from endomust_ros.launching import CAMERA_ARGUMENTS, camera_driver, exact
 
 
 def start(context):
     """The driver, and a line that says which profile it got: the texts of the arguments are known only now."""
     values = {name: LaunchConfiguration(name).perform(context) for name in CAMERA_ARGUMENTS}
-    environment, sentence = camera_environment(values, os.environ)
-    driver = Node(
-        package=values["package"],
-        executable=values["executable"],
-        name=values["name"] or None,
-        namespace=values["namespace"] or None,
-        parameters=[values["params_file"]] if values["params_file"] else [],
-        remappings=pairs(values["remappings"]),
-        additional_env=environment,
-        arguments=[*words(values["arguments"]), "--ros-args", "--log-level", values["log_level"]],
-        output="screen",
-        emulate_tty=True,
-    )
-    return [LogInfo(msg=sentence), driver]
+    driver, sentence = camera_driver(values, os.environ)
+    parameters = exact(driver.pop("parameters"), lambda text: ParameterValue(text, value_type=str))
+    return [LogInfo(msg=sentence), Node(**driver, parameters=parameters)]
 
 
 def generate_launch_description():

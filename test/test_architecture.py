@@ -23,6 +23,9 @@ ONE_FILE_EACH = {  # heavy library → the only files that may import it
 PRINTING = {  # the commands; the rest logs
     "endomust_core/cli.py",
     "endomust_core/simulation/check.py",
+    "endomust_core/simulation/confidence_check.py",
+    "endomust_core/simulation/odometry_check.py",
+    "endomust_core/simulation/scale_check.py",
     "endomust_ros/demo.py",
     "endomust_ros/player.py",
 }
@@ -72,7 +75,7 @@ def forbidden(path, names):
         wrong += [f"{n}: the node never needs it" for n, part in parts.items() if part in BELOW_ROS]
     if path == "endomust_ros/messages.py":
         fine = {"numpy", "cv2", "cv_bridge", "endomust_core"} | set(sys.stdlib_module_names)
-        wrong += [f"{n}: messages.py is pure functions" for n in first if n not in fine and not n.endswith("_msgs")]
+        wrong += [f"{n}: messages.py is pure functions" for n in first if n not in fine and not is_ros(n)]
         wrong += [f"{n}: messages.py knows no ROS client" for n in first & {"rclpy", "endomust_ros"}]
     if path.startswith("endomust_core/learning/networks/"):
         upper = tuple(f"endomust_core.learning.{part}" for part in ("losses", "steps", "train", "pretrain", "export"))

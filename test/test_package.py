@@ -17,7 +17,7 @@ import endomust_core
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("endomust_core", "endomust_ros")
-SHARED = ("launch", "config", "models")
+SHARED = ("launch", "config", "models", "sros2")
 
 
 def setup_arguments():

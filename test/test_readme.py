@@ -11,7 +11,8 @@ import pytest
 
 from endomust_core import cli
 from endomust_ros.launching import ARGUMENTS as LAUNCH_ARGUMENTS
-from endomust_ros.launching import CAMERA_ARGUMENTS
+from endomust_ros.launching import CAMERA_ARGUMENTS, GSCAM_ARGUMENTS, USB_ARGUMENTS
+from endomust_ros.stereo_launching import STEREO_ARGUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,7 +67,12 @@ def check_ros2(words):
     if words[:2] == ["launch", "endomust_ros"]:
         assert (ROOT / "launch" / words[2]).is_file()
         given = {word.split(":=")[0] for word in words[3:]}
-        known = CAMERA_ARGUMENTS if words[2] == "camera.launch.py" else LAUNCH_ARGUMENTS
+        known = {
+            "camera.launch.py": CAMERA_ARGUMENTS,
+            "camera_usb.launch.py": USB_ARGUMENTS,
+            "camera_gscam.launch.py": GSCAM_ARGUMENTS,
+            "stereo.launch.py": STEREO_ARGUMENTS,
+        }.get(words[2], LAUNCH_ARGUMENTS)
         assert given <= known.keys(), f"{words[2]} knows {', '.join(known)}"
     elif words[:2] == ["run", "endomust_ros"]:
         assert f'"{words[2]} = ' in (ROOT / "setup.py").read_text()

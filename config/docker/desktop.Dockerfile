@@ -33,6 +33,7 @@ COPY resource /opt/source/resource
 COPY launch /opt/source/launch
 COPY config /opt/source/config
 COPY models /opt/source/models
+COPY sros2 /opt/source/sros2
 COPY endomust_core /opt/source/endomust_core
 COPY endomust_ros /opt/source/endomust_ros
 

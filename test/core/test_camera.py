@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from endomust_core.camera import Camera, CameraError, load_camera, save_camera
+from endomust_core.camera import MAX_PIXELS, Camera, CameraError, load_camera, save_camera
 
 PINHOLE = Camera(64, 48, 50.0, 60.0, 31.5, 23.5)
 K = [[500.0, 0, 319.5], [0, 510.0, 239.5], [0, 0, 1]]
@@ -228,3 +228,60 @@ def test_strided_camera_has_the_rays_of_every_nth_pixel():
     strided = camera.strided(4)
     assert (strided.width, strided.height) == (16, 13)
     np.testing.assert_allclose(strided.rays(), camera.rays()[::4, ::4], atol=1e-5)
+
+
+TILTED = (0.1, -0.1, 0.001, 0.0005, 0.02, 0.35, -0.05, 0.01, 0.002, -0.001, 0.003, 0.001, 0.02, -0.03)
+
+
+@pytest.mark.parametrize("flip", ["h", "v", "180"])
+@pytest.mark.parametrize(("model", "D"), [*DISTORTED.items(), ("rational_polynomial", TILTED), ("pinhole", ())])
+def test_a_flipped_camera_sees_the_mirrored_world_in_the_mirrored_pixels(model, D, flip):
+    camera = Camera(640, 480, 500.0, 510.0, 300.0, 250.0, model, D)
+    mirror = np.array({"h": (-1, 1, 1), "v": (1, -1, 1), "180": (-1, -1, 1)}[flip])
+    points = np.random.default_rng(0).uniform((-0.03, -0.02, 0.06), (0.03, 0.02, 0.1), (40, 3))
+    u, v = camera.project(points).T
+    expected = (639 - u if flip != "v" else u), (479 - v if flip != "h" else v)
+    np.testing.assert_allclose(camera.flipped(flip).project(points * mirror), np.column_stack(expected), atol=1e-9)
+    back = camera.flipped(flip).flipped(flip)
+    np.testing.assert_allclose([back.cx, back.cy, *back.D], [camera.cx, camera.cy, *camera.D])
+    assert camera.flipped("none") == camera
+    with pytest.raises(CameraError, match="use one of none, h, v, 180"):
+        camera.flipped("left")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fx": 1e-9}, "fx=1e-09, .* fit no lens .*is K in pixels and for this size"),
+        ({"fy": 1e300}, "fit no lens"),
+        ({"fx": 30.0}, r"32 to 32000 is believed"),
+        ({"cx": -641.0}, "principal point .* far outside"),
+        ({"cy": 1e12}, "principal point .* far outside"),
+        ({"D": (1e300, 0, 0, 0)}, "fits no lens"),
+    ],
+)
+def test_numbers_that_no_lens_has_are_not_plausible(change, words):
+    good = {"width": 640, "height": 480, "fx": 500.0, "fy": 500.0, "cx": 320.0, "cy": 240.0, "model": "plumb_bob"}
+    assert Camera(**good).plausible() == Camera(**good)
+    with pytest.raises(CameraError, match=words):
+        Camera(**good | change).plausible()
+
+
+def test_an_image_too_large_for_rays_is_no_camera():
+    side = int(MAX_PIXELS**0.5)
+    assert Camera(side, side, 1e3, 1e3, 0.0, 0.0).width == side
+    for width, height in ((side, side + 1), (2**32 - 1, 2**32 - 1), (MAX_PIXELS + 1, 1)):
+        with pytest.raises(CameraError, match="beyond 16 megapixels; reduce the images"):
+            Camera(width, height, 1e3, 1e3, 0.0, 0.0)
+
+
+def test_one_row_of_a_million_pixels_has_rays_without_filling_the_memory():
+    camera = Camera(1_000_000, 1, 5e5, 5e5, 5e5, 0.0, "plumb_bob", (-0.1, 0.01, 0.0, 0.0))
+    rays = camera.rays()
+    assert rays.shape == (1, 1_000_000, 2)
+    np.testing.assert_allclose(camera.project([*rays[0, 123_456], 1.0]), [123_456, 0], atol=0.1)
+
+
+def test_a_crop_given_in_unsigned_numbers_does_not_wrap():
+    with pytest.raises(CameraError, match="leaves the image"):
+        PINHOLE.cropped(np.uint32(2**32 - 1), np.uint32(0), np.uint32(2), np.uint32(2))

@@ -156,3 +156,91 @@ def camera_info(**changes):
     fields = {"width": 160, "height": 128, "distortion_model": "plumb_bob", "d": np.zeros(5), "k": CAMERA.K.ravel()}
     fields |= {"p": np.zeros(12), "binning_x": 0, "binning_y": 0, "roi": roi}
     return SimpleNamespace(**{**fields, **changes})
+
+
+# ---- views, masks, confidence, scale --------------------------------------------------------------------------------
+
+
+def test_a_flipped_part_of_the_image_has_its_own_camera_and_depth(bundle):
+    bench = Bench(bundle, input_roi=(40, 16, 80, 96), input_flip="h")
+    answer, _ = bench.show()
+    part = PLANE[16:112, 40:120][:, ::-1]
+    assert answer.depth.shape == part.shape and answer.camera == CAMERA.cropped(40, 16, 80, 96).flipped("h")
+    assert np.abs(1 / answer.depth - 1 / part)[:, 4:-4].max() < 2 * disparity_step()
+    np.testing.assert_array_equal(answer.picture, PICTURE[16:112, 40:120][:, ::-1])
+
+
+def test_a_raw_image_is_undistorted_and_its_empty_corners_have_no_depth(bundle):
+    bench = Bench(bundle)
+    bench.pipeline._calibration.hold(Camera(160, 128, 110.0, 110.0, 79.5, 63.5, "plumb_bob", (0.3, 0.1, 0.0, 0.0, 0.0)))
+    answer, state = bench.show()
+    assert not answer.camera.is_distorted and state is not None
+    assert np.isnan(answer.depth[0, 0]) and np.isfinite(answer.depth[64, 80])
+
+
+def test_the_mask_reaches_the_confidence_and_a_foreign_one_is_said(bundle):
+    bench = Bench(bundle)
+    bench.show()
+    mask = np.full((128, 160), 255, np.uint8)
+    mask[:, :80] = 0
+    bench.stamp += 10**9 // 30
+    answer = bench.pipeline.estimate(PICTURE, bench.stamp, "camera", mask=mask)
+    bench.pipeline.move(answer)
+    judgement = bench.pipeline.judge(answer)
+    assert judgement.masked[:, :20].all() and not judgement.masked[:, 40:].any()
+    assert (answer.confidence[:, :70] == 0).all() and 0 <= answer.confidence.min() <= answer.confidence.max() <= 1
+    bench.pipeline.estimate(PICTURE, bench.stamp + 1, "camera", mask=np.ones((9, 9), np.uint8))
+    assert bench.reasons == ["mask_size"]
+
+
+def test_depth_of_low_confidence_is_invalid_where_that_is_asked_for(bundle):
+    free, strict = Bench(bundle), Bench(bundle, depth_confidence_threshold=0.999999)
+    assert np.isfinite(free.show()[0].depth).all() and np.isnan(strict.show()[0].depth).all()
+
+
+def test_the_temporal_filter_takes_the_motion_before_the_depth(bundle, monkeypatch):
+    bench, order = Bench(bundle, depth_temporal_filter=0.5), []
+    for name in ("motion", "depth"):
+        real = getattr(bench.pipeline.estimator, name)
+        monkeypatch.setattr(
+            bench.pipeline.estimator, name, lambda *a, real=real, name=name: order.append(name) or real(*a)
+        )
+    _, state = bench.show()
+    assert order == ["motion", "depth"] and state.state == "INIT"
+    bench.show()
+    assert order == ["motion", "depth"] * 2, "and once only"
+
+
+def test_a_surround_that_is_black_has_no_depth(bundle):
+    picture = PICTURE.copy()
+    v, u = np.mgrid[:128, :160]
+    picture[np.hypot(u - 79.5, v - 63.5) > 60] = 0
+    assert np.isnan(Bench(bundle).show(rgb=picture)[0].depth[2, 2])
+    assert np.isfinite(Bench(bundle, depth_mask_border=False).show(rgb=picture)[0].depth).all()
+
+
+def test_nothing_metric_goes_out_before_metres_are_known(bundle):
+    assert Bench(bundle, scale_require_metric=True).show()[0].withheld
+    assert not Bench(bundle, scale_require_metric=True, scale_factor=1.5).show()[0].withheld
+    kinematic = Bench(bundle, scale_mode="kinematic", scale_require_metric=True)
+    answer, state = kinematic.show()
+    assert answer.withheld and state is not None, "odometry goes on inside, or the scale could not be found"
+
+
+def test_set_pose_goes_on_from_there(bundle):
+    bench = Bench(bundle, odom_refine=False, odom_keyframe=False)
+    bench.show()
+    T = se3(so3_exp(np.array([0.0, 0.0, 0.5])), np.array([1.0, 2.0, 3.0])) @ OPTICAL_TO_BODY
+    assert "goes on from (1.0000, 2.0000, 3.0000) m" in bench.pipeline.set_pose(T, np.eye(6) * 1e-6)
+    _, state = bench.show()
+    np.testing.assert_allclose(state.T_odom_camera, T @ MOTION, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["ignore", "shutdown"])
+def test_a_stamp_that_goes_back_can_be_ignored_or_be_the_end(bundle, what):
+    bench = Bench(bundle, time_on_jump=what, odom_refine=False, odom_keyframe=False)
+    for _ in range(3):
+        bench.show()
+    bench.show(step=-50 * 10**9)
+    assert bench.reasons == ["jump"] and bench.pipeline.ended == (what == "shutdown")
+    assert bench.pipeline.track.resets == (0 if what == "ignore" else 1)

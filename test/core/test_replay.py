@@ -25,6 +25,7 @@ from endomust_core.recording import CAMERA_INFO_TOPIC, COMPRESSED_TOPIC, Recordi
 from endomust_core.recording_writer import RecordingWriter
 from endomust_core.replay import replay
 from endomust_core.replay_outputs import DEPTH, DEPTH_INFO, MODEL_INFO, ODOM, POINTS
+from endomust_core.settings import Settings
 from endomust_core.trajectory import read_trajectory
 
 STEP = (0.0006, 0.0002, 0.0001)
@@ -41,8 +42,12 @@ def small(tmp_path_factory):
     return write_small_recording(tmp_path_factory.mktemp("small") / "small.mcap", frames=12)
 
 
+# The pictures show noise, not what the mock network says of motion; so nothing is refined.
+NETWORK_ONLY = Settings(odom_refine=False, odom_keyframe=False)
+
+
 def run(source, bundle, out, **options):
-    return replay(source, bundle, out, threads=1, **options)
+    return replay(source, bundle, out, threads=1, settings=NETWORK_ONLY, **options)
 
 
 def messages(path, topic):

@@ -14,17 +14,19 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseWithCovarianceStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from mock_bundle import image_of_depth, tilted_plane
 from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from endomust_core.camera import Camera
 from endomust_ros.messages import camera_info_message, rgb_to_image
@@ -44,6 +46,10 @@ TOPICS = {
     "color": ("/endomust/depth/color", Image),
     "rgb": ("/endomust/rgb/image_rect", Image),
     "points": ("/endomust/points", PointCloud2),
+    "confidence": ("/endomust/depth/confidence", Image),
+    "color_compressed": ("/endomust/depth/color/compressed", CompressedImage),
+    "pose": ("/endomust/pose", PoseWithCovarianceStamped),
+    "path": ("/endomust/path", PathMessage),
     "odom": ("/endomust/odom", Odometry),
     "diagnostics": ("/diagnostics", DiagnosticArray),
     "model_info": ("/endomust/model_info", String),
@@ -232,6 +238,14 @@ class Probe:
 
     # ---- services ----
 
+    def start_call(self, kind, name: str, request):
+        """A future, for what takes long while images go on."""
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        self._become_known(name)
+        self.wait(self._clients[name].service_is_ready, f"the service {name}")
+        return self._clients[name].call_async(request)
+
     def call(self, kind, name: str, request, ask_again: bool = False):
         """The response; `ask_again` repeats a harmless question that met a server which was just coming or going."""
         if name not in self._clients:
@@ -278,7 +292,15 @@ class Probe:
         return self.call(ChangeState, f"{namespace}/endomust/change_state", request).success
 
     def reset(self):
-        return self.call(Trigger, "/endomust/reset_odometry", Trigger.Request())
+        return self.trigger("reset_odometry")
+
+    def trigger(self, service: str, **waiting):
+        """Call a Trigger service of the node."""
+        return self.call(Trigger, f"/endomust/{service}", Trigger.Request(), **waiting)
+
+    def switch(self, service: str, on: bool):
+        """Call a SetBool service of the node."""
+        return self.call(SetBool, f"/endomust/{service}", SetBool.Request(data=on))
 
     def set(self, name: str, value):
         """Set one parameter; returns the result with `successful` and `reason`."""

@@ -29,7 +29,7 @@ def inside(bundle):
 
 def test_an_error_in_configure_gives_everything_back_and_can_be_repeated(inside, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(node_module.tf, "broadcaster", lambda *_: 1 / 0)  # late: the publishers exist already
+        patch.setattr(node_module, "Transforms", lambda *_: 1 / 0)  # late: the publishers exist already
         assert inside.trigger_configure() == TransitionCallbackReturn.ERROR
     assert inside.state == "unconfigured" and not inside.gave_up
     assert inside.count_publishers("/inside/endomust/points") == 0
@@ -74,9 +74,3 @@ def test_images_after_deactivation_are_not_touched(inside):
     inside.trigger_deactivate()
     assert not worker.put(Frame(None, False)) and inside._worker is None
     assert inside.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
-
-
-def test_tf_that_is_not_wanted_is_silent_and_says_so(inside):
-    silent = node_module.tf.broadcaster(inside, wanted=False)
-    assert silent.reason == "tf.publish is false"
-    silent.send(None)

@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'endomust_ros[ros]', or source a ROS 2 installation")
 
-from endomust_ros.diagnostics import WARN, Reporter, Statistics, Tally
+from endomust_ros.diagnostics import WARN, Statistics, Tally
 from endomust_ros.parameters import DEFAULTS
+from endomust_ros.reporter import Reporter
 from endomust_ros.stamp_gaps import StampGaps
 
 pytestmark = pytest.mark.ros
@@ -48,9 +49,9 @@ def test_the_remedy_fits_the_transport(transport, remedy):
         if number < 30 or number % 3:
             gaps.add(number * 33_000_000)
     facts = {"topic": "/a", "publishers": 1, "transport": transport}
-    inputs = SimpleNamespace(describe=lambda: facts, gaps=gaps)
+    inputs = SimpleNamespace(describe=lambda: facts, gaps=gaps, incompatible={})
     pipeline = SimpleNamespace(seen={}, parameters=DEFAULTS)
     reporter = Reporter("endomust", Tally(print), Statistics())
-    found = reporter._input(inputs, pipeline, {"received": 70}, {"received": 70})
+    found = reporter._input(inputs, pipeline, {"received": 70}, {"received": 70}, False)
     assert found.level == WARN and found.message.startswith("22 % of the images never arrived; ")  # 20 of 89
     assert remedy in found.message

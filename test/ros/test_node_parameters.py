@@ -21,7 +21,7 @@ def test_every_parameter_says_what_it_is(node, probe):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("model.path", "/elsewhere"), ("depth.resolution", "network"), ("tf.publish", False)]
+    "name, value", [("model.path", "/elsewhere"), ("depth.resolution", "network"), ("frames.odom", "map")]
 )
 def test_a_static_parameter_is_refused_while_configured(node, probe, name, value):
     result = probe.set(name, value)

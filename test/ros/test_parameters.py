@@ -28,7 +28,8 @@ def test_field_and_parameter_have_one_name_and_every_parameter_is_described():
     for name, entry in ABOUT.items():
         assert entry.name == name.replace(".", "_") and re.fullmatch(r"[a-z_]+(\.[a-z_]+)?", name)
         assert entry.metadata["description"].endswith(".")
-        ratios = ("scale.factor", "model.self_test_tolerance")
+        ratios = ("scale.factor", "scale.lock_sigma", "model.self_test_tolerance", "depth.temporal_filter")
+        ratios += ("depth.confidence_threshold", "points.min_confidence", "odom.covariance_scale")
         if isinstance(getattr(DEFAULTS, entry.name), float) and name not in ratios:
             assert entry.metadata["unit"], f"{name} has a number but no unit"
 
@@ -58,6 +59,13 @@ def test_parameters_cannot_be_changed_behind_the_nodes_back():
         ({"frames.odom": "/odom"}, "starts with a slash"),
         ({"frames.odom": ""}, "frames.odom is empty"),
         ({"frames.camera_optical": "/camera"}, "starts with a slash"),
+        ({"frames.base": "/base"}, "starts with a slash"),
+        ({"input.roi": [0, 0, 100]}, "input.roi is [0, 0, 100]; write [x, y, width, height]"),
+        ({"input.roi": [0, 0, 100, 0]}, "write [x, y, width, height]"),
+        ({"input.roi": [-1, 0, 100, 10]}, "write [x, y, width, height]"),
+        ({"tf.publish": "yes"}, "tf.publish is 'yes'; it must be one of auto, on, off"),
+        ({"scale.mode": "stereo"}, "must be one of none, fixed, file, kinematic"),
+        ({"odom.on_lost": "stop"}, "must be one of hold, null, reset"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(values, words):
@@ -97,3 +105,8 @@ def test_file_of_the_package_says_only_what_differs_and_gives_each_a_reason():
     for name in values:
         assert getattr(new, ABOUT[name].name) != getattr(DEFAULTS, ABOUT[name].name), f"{name} is the default"
         assert re.search(rf"# .+\n    {re.escape(name)}:", text), f"{name} has no reason above it"
+
+
+def test_yaml_takes_on_and_off_for_true_and_false_and_so_do_we():
+    assert parameters_from({"tf.publish": True}).tf_publish == "on"
+    assert parameters_from({"tf.publish": False}).tf_publish == "off"

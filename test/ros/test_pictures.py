@@ -29,6 +29,9 @@ class Notes:
 
     reason = "no TF here"
 
+    def sends(self, child, p):
+        return False
+
     def __init__(self, wanted):
         self.subscribed, self.lock, self.kept = set(wanted), threading.Lock(), {}
         self.sent: dict[str, list] = {name: [] for name in ("depth", "depth_info", "odom", *PICTURES)}

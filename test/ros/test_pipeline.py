@@ -43,6 +43,9 @@ class Notes:
     def publish(self, name, message, keep=False):
         self.sent.append((name, message))
 
+    def sends(self, child, p):
+        return True
+
     def send(self, transform):
         self.sent.append(("tf", transform))
 
