@@ -142,6 +142,12 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the networks (default auto)")
     add.add_argument("--overwrite", action="store_true", help="replace earlier results")
 
+    add = commands.add_parser("sheet", help="a recording of the node's answers → one picture of depth, confidence, cloud")
+    add.add_argument("recording", type=Path, help="made by python -m endomust_ros.record --rgb")
+    add.add_argument("--out", type=Path, required=True, help="picture to write (.jpg or .png)")
+    add.add_argument("--rows", type=int, default=5, help="images to show (default 5)")
+    add.add_argument("--node", default="/endomust", help="full name of the node (default /endomust)")
+
     add = commands.add_parser("engine", help="build and keep the engines of a bundle for this machine, and test them")
     add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
     add.add_argument("--provider", choices=BACKENDS, default="cpu", help="what runs it (default cpu)")

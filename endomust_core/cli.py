@@ -323,6 +323,18 @@ def replay_command(options: argparse.Namespace) -> int:
     return incomplete(result.problems)
 
 
+def sheet_command(options: argparse.Namespace) -> None:
+    """Recording → contact sheet."""
+    import cv2
+
+    from endomust_core.contact_sheet import contact_sheet
+
+    picture = contact_sheet(options.recording, options.rows, options.node)
+    if not cv2.imwrite(str(options.out), picture[..., ::-1]):
+        raise OSError(f"cannot write {options.out}; use .jpg or .png in a folder that exists")
+    print(options.out)
+
+
 def engine_command(options: argparse.Namespace) -> None:
     """Bundle → engines in the cache, tested against the reference, with their latency."""
     from endomust_core.bundle import default_bundle, load_bundle
@@ -447,6 +459,7 @@ COMMANDS = {
     "compare": compare_command,
     "prepare": prepare_command,
     "replay": replay_command,
+    "sheet": sheet_command,
     "engine": engine_command,
     "bench": bench_command,
     "info": info_command,

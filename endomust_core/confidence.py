@@ -19,12 +19,13 @@ from endomust_core.temporal import common, log_depth, warp
 from endomust_core.validity import Border, instrument_mask, specular_mask
 
 # Terms of one image, then those that need the motion of the camera, in the order of the weights.
-SINGLE = ("slope", "distance", "light", "dark", "bright", "grey", "edge")
-MOTION = ("parallax", "unseen", "flicker", "residual", "photometric", "sideways", "restless")
+SINGLE = ("slope", "distance", "light", "bright", "grey", "edge")
+MOTION = ("parallax", "unseen", "flicker", "residual", "photometric")
 # python -m endomust_core.simulation.confidence_check --fit
-ALONE = (1.6, -0.396, -0.247, -0.468, 0, -0.261, -1.81, -1.06)
-TOGETHER = (2.42, -0.0518, -0.266, -0.416, 0, -0.255, -1.45, -1.05, -7.5, -0.172, -0.216, -0.291, -0.401, 0, 0)
+ALONE = (1.6, -0.391, -0.251, -0.467, -0.274, -1.92, -1.06)
+TOGETHER = (2.41, -0.0439, -0.263, -0.412, -0.263, -1.6, -1.06, -7.39, -0.174, -0.216, -0.291, -0.379)
 MOST_SCALE = 2.0  # |log| of the common ratio of depths; beyond, the two images show different scenes
+DARK = 12  # brightest channel of 255 up to which a pixel shows nothing
 FADE = 0.9  # how much of what earlier images said of a point is kept
 
 
@@ -32,12 +33,12 @@ FADE = 0.9  # how much of what earlier images said of a point is kept
 class Judgement:
     """What may be believed of one depth image; arrays (h,w)."""
 
-    value: np.ndarray  # float32 0..1, 0 where depth is invalid, in the surround, in a highlight or ignored
+    value: np.ndarray  # float32 0..1, 0 where depth is invalid or ignored, in the surround, a highlight, the dark
     specular: np.ndarray  # bool
     border: np.ndarray  # bool
     masked: np.ndarray  # bool: ignored as the caller wished, or taken for an instrument
     scale_ratio: float | None  # depth of this image / that of the one before, at the same points; None: unknown
-    shares: dict[str, float]  # of the image: valid, specular, border, masked, confident
+    shares: dict[str, float]  # of the image: valid, specular, border, dark, masked, confident
 
 
 class Confidence:
@@ -58,7 +59,6 @@ class Confidence:
     def _forget(self) -> None:
         self._before: np.ndarray | None = None  # (h,w,2) float32: log depth of the image before, flicker of its points
         self._parallax = Parallax()
-        self._unrest = 0.02  # mean |log scale ratio| of the last images
 
     def judge(
         self,
@@ -77,14 +77,16 @@ class Confidence:
         terms, found = self.terms(rgb, depth, camera, T_prev_curr, mask)
         value = probability(terms)
         value = cv2.resize(value, depth.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        value[~found.valid | found.border | found.specular | found.ignored] = 0
+        value[~found.valid | found.border | found.specular | found.ignored | found.dark] = 0
         shares = {
-            "valid": float(found.valid.mean()),
-            "specular": float(found.specular.mean()),
-            "border": float(found.border.mean()),
-            "masked": float(found.masked.mean()),
-            "confident": float((value > 0.5).mean()),
+            "valid": found.valid,
+            "specular": found.specular,
+            "border": found.border,
+            "dark": found.dark & ~found.border,
+            "masked": found.masked,
+            "confident": value > 0.5,
         }
+        shares = {name: np.count_nonzero(mask) / depth.size for name, mask in shares.items()}
         return Judgement(value, found.specular, found.border, found.masked, found.scale_ratio, shares)
 
     def terms(self, rgb, depth, camera, T_prev_curr, mask=None) -> tuple[dict[str, np.ndarray], Found]:
@@ -96,7 +98,8 @@ class Confidence:
         thin = np.ascontiguousarray(depth[::STEP, ::STEP])
         log = log_depth(thin)
         usable = np.isfinite(log) & ~(border | ignored)[::STEP, ::STEP]
-        terms = _single_terms(np.ascontiguousarray(rgb[::STEP, ::STEP]), log, usable, tools[::STEP, ::STEP])
+        small = cv2.resize(rgb, log.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        terms = _single_terms(small, log, usable, tools[::STEP, ::STEP])
         scale_ratio = None
         moves = camera is not None and T_prev_curr is not None and bool(np.isfinite(T_prev_curr).all())
         if not moves or (self._before is not None and self._before.shape[:2] != log.shape):
@@ -110,7 +113,8 @@ class Confidence:
         self._before = cv2.merge([log, unknown if flicker is None else flicker])
         self._parallax.remember(grey)
         valid = (depth > 0) & (depth < np.inf)
-        return terms, Found(valid, specular, border, ignored | tools, ignored, scale_ratio)
+        dark = cv2.inRange(rgb, (0, 0, 0), (DARK, DARK, DARK)) > 0
+        return terms, Found(valid, specular, border, ignored | tools, ignored, dark, scale_ratio)
 
     def _motion_terms(self, grey, depth, camera, T_prev_curr, usable):
         """What the images before say: MOTION terms, flicker to remember, and the common ratio of scales."""
@@ -122,7 +126,6 @@ class Confidence:
         if scale is None or abs(scale) > MOST_SCALE:
             self._forget()
             return {}, None, None
-        self._unrest += (1 - FADE) * (abs(scale) - self._unrest)
         step = np.minimum(np.abs(residual - np.float32(scale)), np.float32(0.5))
         step = np.where(np.isfinite(step), step, np.float32(common(step, usable) or 0.0))
         flicker = np.where(np.isfinite(past), np.float32(FADE) * past + np.float32(1 - FADE) * step, step)
@@ -133,8 +136,6 @@ class Confidence:
             "flicker": np.log1p(50 * flicker),
             "residual": np.log1p(50 * step),
             "photometric": seen.photometric,
-            "sideways": seen.sideways,
-            "restless": np.full(depth.shape, 10 * min(self._unrest, 0.2), np.float32),
         }
         return terms, flicker, math.exp(scale)
 
@@ -158,6 +159,7 @@ class Found:
     border: np.ndarray
     masked: np.ndarray
     ignored: np.ndarray
+    dark: np.ndarray
     scale_ratio: float | None
 
 
@@ -177,7 +179,6 @@ def _single_terms(rgb, log, usable, instrument) -> dict[str, np.ndarray]:
         "slope": np.log1p(30 * slope),
         "distance": away * away,
         "light": light,
-        "dark": cv2.subtract(50, brightest).astype(np.float32) / 50,
         "bright": cv2.subtract(brightest, 230).astype(np.float32) / 25,
         "grey": cv2.blur(instrument.astype(np.float32), (3, 3)),
         "edge": _edge(*log.shape),

@@ -22,7 +22,7 @@ from endomust_core.pose_tracks import NODE, Nodes, RobotWindow
 LAGS = (3, 6, 12, 20)  # nodes between the ends of a displacement
 HUBER = 1.5  # in standard deviations
 OUTLIER = 4.0
-ITERATIONS, TURN_ITERATIONS = 5, 3
+ITERATIONS, TURN_ITERATIONS = 4, 2
 DELAY_REACH, DELAY_STEP = 0.32, 0.04  # s
 DELAY_PRIOR = 0.1  # s; how far from 0 a delay is expected to be
 AXES_PRIOR = 0.5  # rad; tells a delay of half a period of a shake from axes turned by 180 degrees

@@ -38,7 +38,6 @@ class Seen:
     error: np.ndarray  # |log(depth seen / depth given)|, common scale aside, drawn to 0 where little was seen
     unseen: np.ndarray  # 1 where nothing is known of a point, to 0 where much is
     photometric: np.ndarray  # 0..2, difference of local contrast after the warp
-    sideways: np.ndarray  # 0..2 [pixels], motion that no depth explains
 
 
 class Parallax:
@@ -80,7 +79,7 @@ class Parallax:
         flow = _flow().calc(grey, expected, None)
         flow_x, flow_y = cv2.split(np.ascontiguousarray(flow[::STEP, ::STEP]))
         doubt = self._correct_motion(flow_x, flow_y, there, camera, seen)
-        error, weight, sideways = _along(flow_x, flow_y, there.parallax, seen)
+        error, weight = _along(flow_x, flow_y, there.parallax, seen)
         offset = common(error, weight > 2)
         if offset is not None:
             self._stretch = float(np.clip(self._stretch + STRETCH_GAIN * offset, -MOST_STRETCH, MOST_STRETCH))
@@ -101,7 +100,6 @@ class Parallax:
             np.where(seen, np.minimum(difference, np.float32(2)), np.float32(TYPICAL_DIFFERENCE))
             * np.float32(1 - doubt)
             + np.float32(TYPICAL_DIFFERENCE * doubt),
-            np.where(seen, np.minimum(sideways, np.float32(2)), np.float32(0.3)),
         )
 
     def _correct_motion(self, flow_x, flow_y, there: Warp, camera: Camera, seen: np.ndarray) -> float:
@@ -109,13 +107,12 @@ class Parallax:
 
         A good motion is left alone: a correction would also take out what is an error of the depth.
         """
-        motion = _motion_error(flow_x, flow_y, there, camera, seen)
+        motion, size = _motion_error(flow_x, flow_y, there, camera, seen)
         if motion is None:
             return self._doubt
-        across, down = _moves(motion, there, camera)
-        size = min(float(np.median(np.hypot(across[GRID], down[GRID]))), 5.0)
-        self._doubt_pixels += (1 - KEEP) * (size - self._doubt_pixels)
+        self._doubt_pixels += (1 - KEEP) * (min(size, 5.0) - self._doubt_pixels)
         if self._doubt > 0:
+            across, down = _moves(motion, there, camera)
             flow_x -= np.float32(self._doubt) * across
             flow_y -= np.float32(self._doubt) * down
         return self._doubt
@@ -166,15 +163,15 @@ def _pixels(height: int, width: int) -> np.ndarray:
     return pixels
 
 
-def _motion_error(flow_x, flow_y, there: Warp, camera: Camera, seen: np.ndarray) -> np.ndarray | None:
-    """The slight change of the motion, (6,) as `_interaction` counts it, that explains most of the flow that is left.
+def _motion_error(flow_x, flow_y, there: Warp, camera: Camera, seen: np.ndarray):
+    """The slight change of the motion, (6,) as `_interaction` counts it, that explains most of the flow; its pixels.
 
     Robust weighted least squares on a coarse grid with the interaction matrix of image-based control (Chaumette and
-    Hutchinson 2006); None where too little was seen.
+    Hutchinson 2006); None, 0 where too little was seen.
     """
     good = seen[GRID].ravel()
     if np.count_nonzero(good) < 40:
-        return None
+        return None, 0.0
     rows = _interaction(there.x[GRID], there.y[GRID], there.depth[GRID], camera)
     A = np.concatenate([row.reshape(6, -1)[:, good] for row in rows], axis=1)
     b = np.concatenate([flow_x[GRID].ravel()[good], flow_y[GRID].ravel()[good]])
@@ -183,7 +180,8 @@ def _motion_error(flow_x, flow_y, there: Warp, camera: Camera, seen: np.ndarray)
         left = b - motion @ A
         weighted = A / (1 + left * left)  # moving things and wrong depths have little say
         motion = np.linalg.solve(weighted @ A.T + DAMPING, weighted @ b).astype(np.float32)
-    return motion
+    across, down = np.split(motion @ A, 2)
+    return motion, float(np.median(np.hypot(across, down)))
 
 
 def _interaction(x, y, depth, camera: Camera):
@@ -212,13 +210,16 @@ def _normalised(x, y, depth, camera: Camera):
 
 
 def _along(flow_x, flow_y, parallax, seen):
-    """Flow (h,w) that is left → error of log depth along the epipolar line, its weight [pixels²], flow across [px]."""
+    """Flow (h,w) that is left → error of log depth along the epipolar line, and its weight [pixels²].
+
+    Flow across the line is motion of the scene, or flow gone astray: it takes weight away.
+    """
     gx, gy = (STEP * direction for direction in parallax)
     square = gx * gx + gy * gy
     error = np.clip((flow_x * gx + flow_y * gy) / (square + np.float32(1e-3)), -0.5, 0.5)
     sideways = np.abs(flow_x * gy - flow_y * gx) / np.sqrt(square + np.float32(0.01))
     weight = np.minimum(square, np.float32(100)) / (1 + sideways * sideways)
-    return error, np.where(seen, weight, np.float32(0)), sideways
+    return np.where(seen, error, np.float32(0)), np.where(seen, weight, np.float32(0))
 
 
 def _flow():

@@ -50,11 +50,12 @@ FARTHEST = 20.0  # px; median way of the points since the keyframe from which on
 DARKEST = 20  # grey value that 5 % of a usable image exceed
 VEILED = 0.4  # of the keyframe's texture; less is smoke, a smear or blur, and no place for a new map
 PATIENCE = 10  # times odom_lost_frames; then a map is begun on such an image too
+SPARSE = 2 * LEAST_POINTS  # a keyframe with fewer points may fail for want of them: then the network is asked
 STILL = 0.4  # px; median way of the points from image to image below which nothing moves
 NETWORK_SIGMA = (5e-4, 5e-3)  # [m], [rad] of one image's motion by the network alone, each axis
 # Fitted to rendered sequences by `python -m endomust_core.simulation.odometry_check --fit`, verified on other seeds:
 POSE_INFLATION = 3.0  # true errors of image against keyframe over those that independent residuals would give
-SCALE_SIGMA = 0.08  # of log scale within one sequence, once the sequence's own scale is taken out
+SCALE_SIGMA = 0.07  # of log scale within one sequence, once the sequence's own scale is taken out
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ class VisualOdometry:
     def _by_image(self, image: _Image, motion: np.ndarray | None) -> OdometryState:
         """The image against the keyframe."""
         sighting, tracked = self._find(image, motion)
+        sparse = len(self._key.points) < SPARSE
+        if sighting is None and sparse and motion is not None and not self._lost and self._why(image) == "fast":
+            return self._without_map(image, motion, False)
         if sighting is None:
             return self._lose(image, self._why(image), tracked)
         T_visual = self._key.T_visual @ inverse(sighting.T_curr_key)

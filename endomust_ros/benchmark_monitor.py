@@ -27,6 +27,7 @@ OUTPUTS = {
     "depth": ("depth/image_rect", Image),
     "odom": ("odom", Odometry),
     "points": ("points", PointCloud2),
+    "confidence": ("depth/confidence", Image),
     "rgb": ("rgb/image_rect", Image),
     "color": ("depth/color", Image),
     "compressed_depth": ("depth/image_rect/compressedDepth", CompressedImage),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from endomust_core import benchmarking
@@ -36,6 +38,7 @@ START_TIMEOUT = 600.0  # s until the first depth image; an engine may have to be
 SETTLE = 2.0  # s after the first depth image, which are not measured
 LAST_ANSWERS = 1.2  # s after a run, for answers on their way and one more diagnostics message
 DROPS = ("busy", "stale", "decode", "idle")
+AGE_PARTS = 6  # of the long run, whose ages are compared
 WARM_UP = 60.0  # s of the long run that do not count for its slope: pools and caches fill
 
 
@@ -121,7 +124,9 @@ def _run_all(options, namespace: str, folder: Path, monitor: Monitor) -> tuple[l
             with NodeProcess("endomust_ros.node", _node_arguments(options, namespace), log, cache) as node:
                 windows.append(_one_run(options.seconds, node, camera, monitor))
                 last = number == options.runs - 1
-                growth = _grow(options.growth_minutes, node, camera) if last and options.growth_minutes else None
+                growth = None
+                if last and options.growth_minutes:
+                    growth = _grow(options.growth_minutes, node, camera, windows[-1].heard)
                 _check(node, camera)
         camera.stop()
     return windows, growth
@@ -149,14 +154,26 @@ def _refused(heard: Heard) -> bool:
     return any(tasks.get("input", {}).get("message") == "unconfigured" for _, tasks in heard.diagnostics)
 
 
-def _grow(minutes: float, node: NodeProcess, camera: NodeProcess) -> dict:
-    """Memory of the node over a long run; everything else is left as it is."""
+def _grow(minutes: float, node: NodeProcess, camera: NodeProcess, heard: Heard) -> dict:
+    """Memory, descriptors and age of the depth over a long run; everything else is left as it is."""
+    begin, descriptors = time.time_ns(), []
     with Sampler(node.pid) as sampler:
         deadline = time.monotonic() + 60 * minutes
         while time.monotonic() < deadline:
             _check(node, camera)
+            descriptors.append(_descriptors(node.pid))
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-    return growth_of(sampler.times, sampler.resident)
+    growth = growth_of(sampler.times, sampler.resident)
+    growth["descriptors"] = {"start": descriptors[0], "end": descriptors[-1], "max": max(descriptors)}
+    return growth | ages_of(heard.arrivals["depth"], begin, time.time_ns())
+
+
+def _descriptors(pid: int) -> int:
+    """Open files and sockets of a process; 0 where the system does not say."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 def _wait(condition: Callable[[], object], timeout: float, node: NodeProcess, camera: NodeProcess) -> None:
@@ -285,6 +302,17 @@ def growth_of(times: list[float], resident: list[float]) -> dict:
     }
 
 
+def ages_of(arrivals: Mapping[int, int], begin_ns: int, end_ns: int) -> dict:
+    """Age of the depth images [ms] in equal parts of a long run, and how many came. The camera stamps when it sends."""
+    edges = np.linspace(0, end_ns - begin_ns, AGE_PARTS + 1)
+    stamps = np.array(sorted(stamp for stamp in arrivals if begin_ns <= stamp < end_ns), np.int64)
+    ages = 1e-6 * np.array([arrivals[stamp] - stamp for stamp in stamps.tolist()])
+    since = stamps - begin_ns
+    parts = [ages[(since >= low) & (since < high)] for low, high in itertools.pairwise(edges)]
+    percentiles = {f"p{q}": [round(float(np.percentile(p, q)), 2) if p.size else None for p in parts] for q in (50, 99)}
+    return {"age_ms": percentiles, "depth_images": len(stamps)}
+
+
 def _hashes(heard: Heard, options: argparse.Namespace, images: str) -> dict[str, str]:
     """sha256 of model, engine where the node names one, parameters and images."""
     config = json.dumps(_parameters(options), sort_keys=True)
@@ -329,6 +357,12 @@ def table(results: Mapping) -> str:
     if growth:
         lines.append(f"| memory over {growth['minutes']:.1f} min, start / end [MB] | {_ends(growth['resident_mb'])} |")
         lines.append(f"| growth after warm-up [MB per 10 min] | {growth['slope_mb_per_10min']:+.2f} |")
+        counts = " / ".join(map(str, growth["descriptors"].values()))
+        lines.append(f"| open descriptors, start / end / most | {counts} |")
+        for name, ages in growth["age_ms"].items():
+            words = " ".join("-" if age is None else f"{age:.1f}" for age in ages)
+            lines.append(f"| age of depth, {name} of each sixth of it [ms] | {words} |")
+        lines.append(f"| depth images in it | {growth['depth_images']} |")
     return "\n".join(lines)
 
 
@@ -409,7 +443,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", help="what runs the networks; several separated by commas")
     parser.add_argument("--threads", type=int, help="model.threads (default: as the node ships)")
     parser.add_argument("--parameter", action="append", metavar="NAME=VALUE", help="any other parameter of the node")
-    parser.add_argument("--growth-minutes", type=_positive, default=0.0, help="then watch the memory for so long")
+    what = "then watch memory, descriptors and ages for so long"
+    parser.add_argument("--growth-minutes", type=_positive, default=0.0, help=what)
     parser.add_argument("--overhead", action="store_true", help="time the node's own work outside the networks instead")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers to this file")
 

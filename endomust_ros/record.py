@@ -21,12 +21,12 @@ from endomust_ros.transport import fast_dds_environment
 LEFT_OUT = ("color", "color_compressed", "compressed_depth", "rgb", "points", "path")
 
 
-def topics_of(node: str) -> list[Topic]:
-    """What is recorded of the node with this full name; types that are not installed here stay out."""
+def topics_of(node: str, rgb: bool = False) -> list[Topic]:
+    """What is recorded of the node with this full name, `rgb` with its images; types not installed here stay out."""
     answers = [
         Topic(output.topic.replace("~", node, 1), _type_name(output.message_type), depth=max(10, output.depth))
         for name, output in OUTPUTS.items()
-        if name not in LEFT_OUT
+        if name not in LEFT_OUT or (rgb and name == "rgb")
     ]
     others = [
         Topic(f"{node}/model_info", "std_msgs/msg/String", depth=1, latched=True, stamped=False),
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        path = _record(file_for(options.out), options.node, stop, log)
+        path = _record(file_for(options.out), topics_of(options.node, options.rgb), stop, log)
     except (RecordingError, PlayError, ProfileError, OSError) as error:
         log.error(f"nothing is recorded: {error}")
         return 2
@@ -60,15 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _record(path: Path, name: str, stop: threading.Event, log) -> Path:
+def _record(path: Path, topics: list[Topic], stop: threading.Event, log) -> Path:
     os.environ.update(fast_dds_environment(os.environ))
     path.parent.mkdir(parents=True, exist_ok=True)
     context = rclpy.Context()
     rclpy.init(args=[], context=context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
     try:
         node = rclpy.create_node("endomust_record", context=context, start_parameter_services=False)
-        recorder = Recorder(node, path, topics_of(name))
-        log.info(f"recording the answers of {name} to {path}")
+        recorder = Recorder(node, path, topics)
+        log.info(f"recording {topics[0].name} and {len(topics) - 1} other topics to {path}")
         stop.wait()
         try:
             return recorder.close()
@@ -95,6 +95,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Record the answers of one node until Ctrl-C.")
     parser.add_argument("out", help="a file that ends in .mcap, or a folder")
     parser.add_argument("--node", default="/endomust", help="full name of the node (default /endomust)")
+    parser.add_argument("--rgb", action="store_true", help="record the images too, at the size of the depth")
     return parser.parse_args(arguments)
 
 

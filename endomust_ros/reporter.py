@@ -17,7 +17,7 @@ from endomust_ros.pictures import PICTURES
 STAGES = ("arrival", "decode", "preprocess", "depth", "pose", "postprocess", "confidence", "publish")
 DROPPED = ("busy", "stale", "rate", "paused", "decode", "view", "idle")
 REJECTED = ("decode", "view")  # images that nothing can be done with
-BY_REASON = ("mask_old", "mask_encoding", "mask_decode", "mask_size", "pose", "set_pose")  # other messages that were not used
+BY_REASON = ("mask_old", "mask_encoding", "mask_decode", "mask_size", "pose", "set_pose")  # other messages not used
 WITHOUT_CAMERA = ("no_info", "uncalibrated", "size")
 LATE = 10  # images replaced by newer ones since the last report that make an overload
 SLOW = 0.9  # of input.expected_rate

@@ -45,7 +45,7 @@ def stereo_words(values: Mapping[str, str]) -> list[str]:
 
 
 def stereo_node(values: Mapping[str, str]) -> dict[str, object]:
-    """What launch_ros's Node takes. It gets no name and no namespace: those would be both nodes'. Raises LaunchError."""
+    """What launch_ros's Node takes. No name and no namespace: those would be both nodes'. Raises LaunchError."""
     chosen = {name: "" for name in launching.PARAMETERS} | dict(values)
     given = launching.node_parameters(chosen)
     return {

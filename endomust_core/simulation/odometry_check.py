@@ -313,6 +313,8 @@ def measured(sequence: Sequence, estimator: Estimator) -> dict:
         numbers["rest_deg"] = float(np.degrees(np.linalg.norm(so3_log(end[:3, :3]))))
         errors = nees(poses(states), covariances(states), truth)
         numbers["nees"], numbers["nees_inside"] = float(errors.mean()), _inside(errors)
+        if way == "keyframes":
+            row["nees"] = errors.tolist()
         numbers["lost"] = sum(state.state == "LOST" for state in states)
         row["ways"][way] = numbers
         row["positions"][way] = start_scale(poses(states), truth) * poses(states)[:, :3, 3]
@@ -380,6 +382,19 @@ def lost_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def nees_line(rows: list[dict]) -> str:
+    """The test of Bar-Shalom (2001, 5.4.2): at each image the mean NEES of all sequences against its 95 % interval."""
+    count = min(len(row["nees"]) for row in rows)
+    means, k = np.mean([row["nees"][:count] for row in rows], axis=0), 6 * len(rows)
+    # Quantiles of χ² with k degrees of freedom by Wilson and Hilferty (1931).
+    low, high = (k * (1 - 2 / (9 * k) + sign * 1.96 * np.sqrt(2 / (9 * k))) ** 3 / len(rows) for sign in (-1, 1))
+    inside = ((means > low) & (means < high)).mean()
+    return (
+        f"NEES of keyframes, mean of {len(rows)} sequences at each image: {means.mean():.2f} on average, {inside:.0%} "
+        f"of the images within {low:.2f} to {high:.2f}, {(means <= low).mean():.0%} below"
+    )
+
+
 def write(rows: list[dict], out: Path) -> None:
     """odometry.json and odometry.html, a chart of the position error per sequence."""
     out.mkdir(parents=True, exist_ok=True)
@@ -401,7 +416,7 @@ def check(sequences: Iterable[Sequence], estimator: Estimator, out: Path | None)
     rows = [measured(sequence, estimator) for sequence in sequences]
     if out:
         write(rows, out)
-    return table(rows) + "\n\n" + lost_table(rows)
+    return "\n\n".join((table(rows), nees_line(rows), lost_table(rows)))
 
 
 def main():

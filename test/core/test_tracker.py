@@ -159,7 +159,7 @@ def test_a_far_view_is_found_again_without_a_start_value_and_repeats_to_the_bit(
         found.append(find_again(keyframe, picture, CAMERA).T_curr_key)
     np.testing.assert_array_equal(found[0], found[1])
     metres, radians = difference(inverse(found[0]), T)
-    assert metres < 5e-4 and radians < 0.01
+    assert metres < 1e-3 and radians < 0.02
 
 
 def test_another_place_is_not_taken_for_the_keyframe():

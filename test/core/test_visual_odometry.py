@@ -9,7 +9,8 @@ import pytest
 from test_tracker import CAMERA, difference, moved, texture, view
 
 from endomust_core.odometry import START_VARIANCE, UNKNOWN_VARIANCE, Odometry, inverse, se3, se3_log, so3_exp
-from endomust_core.visual_odometry import OdometrySettings, VisualOdometry
+from endomust_core.tracker import LEAST_POINTS
+from endomust_core.visual_odometry import SPARSE, OdometrySettings, VisualOdometry
 
 DARK = np.zeros((CAMERA.height, CAMERA.width), np.uint8)
 FLAT = np.full((CAMERA.height, CAMERA.width), 90, np.uint8)
@@ -165,6 +166,17 @@ def test_a_mask_keeps_points_away():
     first, second = walk.show(0, mask=mask), walk.show(1, mask=mask)
     assert (walk.odometry._key.points.pixel[:, 0] < 80).all()
     assert first.state == "INIT" and second.state == "OK" and 16 <= second.inliers < 120
+
+
+def test_a_keyframe_with_few_points_that_fails_leaves_the_answer_to_the_network():
+    walk, mask = Walk(), np.zeros(FLAT.shape, bool)
+    mask[20:92, 30:102] = True
+    walk.show(0, mask=mask)
+    assert LEAST_POINTS <= len(walk.odometry._key.points) < SPARSE
+    elsewhere = view(path(0), picture=texture(8))[0]
+    state = walk.show(0, elsewhere, network=NETWORK, mask=mask)
+    assert (state.state, state.source, state.reason) == ("OK", "network", "few_points")
+    np.testing.assert_allclose(state.T_odom_camera, NETWORK, atol=1e-9)
 
 
 FAULTS = {"dark": DARK, "smoke": VEIL}
@@ -336,3 +348,52 @@ def test_what_does_not_fit_together_is_refused_in_words(change, words):
 def test_an_unknown_policy_is_refused_with_those_that_are_known():
     with pytest.raises(ValueError, match="hold, null, reset"):
         VisualOdometry(OdometrySettings(odom_on_lost="stop")).step(FLAT, DEPTH, CAMERA, None, 0.0)
+
+
+def odometry_check():
+    """The measuring module; it renders, so it needs torch."""
+    pytest.importorskip("torch")
+    from endomust_core.simulation import odometry_check
+
+    return odometry_check
+
+
+def test_drift_is_zero_but_for_scale_and_a_doubled_turn_is_seen():
+    check, truth = odometry_check(), np.array([path(number) for number in range(40)])
+    half = truth.copy()
+    half[:, :3, 3] *= 0.5
+    row = check.drift(half, truth)
+    assert row["scale"] == pytest.approx(2) and row["ate_mm"] < 1e-6 and row["rpe_second_mm"] < 1e-6
+    turned = truth.copy()
+    turned[20:] = truth[20:] @ moved(turn=(0, 0, math.radians(1)))
+    assert check.drift(turned, truth)["rpe_image_deg"] == pytest.approx(math.sqrt(1 / 39), rel=1e-3)
+
+
+def test_nees_of_errors_drawn_from_the_covariance_is_six():
+    check, random = odometry_check(), np.random.default_rng(0)
+    truth = np.array([path(number) for number in range(2000)])
+    truth[:, :3, 3] *= 0.1
+    C = np.diag([1e-8, 2e-8, 3e-8, 1e-6, 2e-6, 3e-6])
+    estimate = truth.copy()
+    for T in estimate[1:]:
+        error = random.multivariate_normal(np.zeros(6), C)
+        T[:3, :3], T[:3, 3] = so3_exp(error[3:]) @ T[:3, :3], T[:3, 3] + error[:3]
+    covariance = np.tile(C, (2000, 1, 1))
+    errors = check.nees(estimate, covariance, truth)
+    assert errors.mean() == pytest.approx(6, abs=0.4) and check._inside(errors) == pytest.approx(0.95, abs=0.02)
+    covariance[5] = UNKNOWN_VARIANCE * np.eye(6)
+    assert len(check.nees(estimate, covariance, truth)) == len(errors) - 1
+
+
+def test_what_is_lost_is_counted_as_the_definition_says():
+    check, truth = odometry_check(), np.array([path(number) for number in range(12)])
+    sequence = check.Sequence("x-1", CAMERA, None, None, truth, None, None, None, None)
+    lost = np.isin(np.arange(12), (3, 4))
+    faulty = check.Faulty(sequence, np.arange(12), lost, (("blackout", 3, 5),))
+    said = ["OK", "LOST", "OK", "LOST", "OK", "LOST", "LOST", "OK", "LOST", "OK", "OK", "OK"]  # 5 and 6: looking
+    blank = Walk().show(0)
+    states = [replace(blank, state=word, T_odom_camera=T) for word, T in zip(said, truth, strict=True)]
+    scores = check.lost_scores(faulty, states)
+    assert (scores["true"], scores["false"], scores["missed"]) == (1, 2, 1)
+    ending = scores["endings"][0]
+    assert (ending["images"], ending["same_segment"]) == (2, True) and ending["error_mm"] < 1e-9

@@ -18,7 +18,7 @@ from endomust_ros import node_benchmark
 from endomust_ros.benchmark_monitor import Heard, stages_of, tasks_of
 from endomust_ros.benchmark_source import make_loop, size_of, ticks
 from endomust_ros.diagnostics import OK, status
-from endomust_ros.node_benchmark import BenchmarkError, Window, growth_of, run_of, table
+from endomust_ros.node_benchmark import AGE_PARTS, BenchmarkError, Window, ages_of, growth_of, run_of, table
 
 SECOND = 10**9
 PERIOD = SECOND // 10
@@ -68,6 +68,15 @@ def test_stages_are_the_last_that_were_said_and_their_highest_maximum():
 def test_a_camera_that_sent_nothing_is_an_error_in_words():
     with pytest.raises(BenchmarkError, match="ask for more --seconds"):
         run_of(window(Heard()), [])
+
+
+def test_ages_of_a_long_run_are_compared_part_by_part():
+    begin, second = 1_700_000_000_000_000_000, 10**9
+    arrivals = {begin + n * second: begin + n * second + (30 if n < 30 else 50) * 10**6 for n in range(60)}
+    found = ages_of(arrivals, begin, begin + 60 * second)
+    assert found["depth_images"] == 60 and len(found["age_ms"]["p99"]) == AGE_PARTS
+    assert found["age_ms"]["p50"] == [30.0, 30.0, 30.0, 50.0, 50.0, 50.0]
+    assert ages_of({}, begin, begin + second)["age_ms"]["p50"] == [None] * AGE_PARTS
 
 
 def test_growth_leaves_the_warm_up_out():
@@ -146,7 +155,7 @@ def test_one_short_run_of_everything(bundle, tmp_path, capsys):
     assert 0 < median["age_ms"]["depth"]["p50"] <= median["age_ms"]["depth"]["max"]
     assert median["stages_ms"]["depth"]["p99"] > 0 and median["delivered"]["points"] > 0
     assert results["cold_start_s"] > 0 and results["warm_start_s"] > 0
-    assert results["growth"]["resident_mb"]["end"] > 20
+    assert results["growth"]["resident_mb"]["end"] > 20 and results["growth"]["descriptors"]["max"] > 3
     assert table(results) in shown and "| age of depth, p50 / p95 / p99 / max [ms] |" in shown
     assert content["command"].startswith("endomust bench node --size 160x128 --rate 20")
 

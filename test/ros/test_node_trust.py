@@ -1,4 +1,4 @@
-"""The running node with a part of the image, masks, confidence, metres that are asked for, and what it says of trouble."""
+"""The running node with a part of the image, masks, confidence, metres that are asked for, and its words on trouble."""
 
 import json
 
