@@ -183,7 +183,8 @@ class VisualOdometry:
     def _by_network(self, motion: np.ndarray | None, refused: bool) -> OdometryState:
         """The network's motion as it is."""
         if motion is None:
-            return self._unusable("network") if refused or self._moved else self._state("INIT", "", "none")
+            known = refused or self._moved
+            return self._unusable("network" if refused else "few_points") if known else self._state("INIT", "", "none")
         translation, rotation = NETWORK_SIGMA
         covariance = np.diag([(translation / self._scale) ** 2] * 3 + [rotation**2] * 3)
         state = self._accept(self._T_visual @ motion, covariance, "network")
@@ -247,6 +248,8 @@ class VisualOdometry:
         self._keyframes += 1
         self._key = new_keyframe(self._keyframes, image.picture, image.depth, image.camera, image.mask, self._T_visual)
         self._sighting, self._image, self._last_covariance = None, image, np.zeros((6, 6))
+        if len(self._key.points) >= LEAST_POINTS:  # the next image has something to be placed against
+            self._lost = self._tries = 0
         self._key_belief, self._key_position = self._belief, self._T[:3, 3].copy()
 
     def _lose(self, image: _Image, reason: str, tracked: int) -> OdometryState:
@@ -266,19 +269,20 @@ class VisualOdometry:
     def _unusable(self, reason: str) -> OdometryState:
         """Without a map a motion that is missing is missing for good."""
         self._lost += 1
-        state = self._state("LOST", reason, "none")
-        lost = self._lost
-        self._give_up(1)
+        lost, state = self._lost, self._state("LOST", reason, "none")
+        self._give_up(1, again=lost > 1)
         self._lost = lost
         return state
 
-    def _give_up(self, images: int) -> None:
-        """Begin another segment at the pose held; the camera has moved by up to the gate in each of the images."""
+    def _give_up(self, images: int, again: bool = False) -> None:
+        """Begin another segment at the pose held, or go on with one that has only begun; the camera has moved by up to
+        the gate in each of the images."""
         p, belief = self.settings, self._belief.copy()
         unknown = [p.odom_max_translation**2] * 3 + [p.odom_max_rotation**2] * 3
         belief[:6, :6] += images * np.diag(unknown)
         if p.odom_on_lost == "reset" and self._lost >= p.odom_lost_frames:
             belief, self._moved = start_belief(self._log_scale_sigma), False
+        self._segment -= again
         self._break_chain(belief)
         self._lost = self._tries = 0
 

@@ -686,6 +686,7 @@ def campaign(options: argparse.Namespace, say: Callable[[str], None]) -> dict:
         fuzz = Fuzz(bench, options.seed, say, options.cdr)
         tally = fuzz.run(options.messages)
         fuzz_s = time.monotonic() - begin
+        bench.stop()  # the scenarios are about a node as it ships
         outcomes = _scenarios(options, bench, say)
         logs = [path.read_text(encoding="utf-8", errors="replace") for path in bench.logs]
         if options.out:

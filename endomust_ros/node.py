@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 
 import cv2
 import rclpy
@@ -29,18 +28,13 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from endomust_core import __version__, confinement
-from endomust_core.backends import BackendError
-from endomust_core.bundle import BundleError, default_bundle, load_bundle
-from endomust_core.camera import CameraError, load_camera
-from endomust_core.confinement import ConfinementError
+from endomust_core import __version__
 from endomust_core.conveyor import NICE
-from endomust_core.decoding import looks_rectified, stamp_ns
+from endomust_core.decoding import stamp_ns
 from endomust_core.engines import open_engines
-from endomust_core.estimator import Estimator
-from endomust_core.pipeline import Calibration, model_facts, model_info, seconds
+from endomust_core.pipeline import model_facts, model_info, seconds
 from endomust_core.scale import Scale
-from endomust_core.scale_file import ScaleFileError, load_scale
+from endomust_ros import opening
 from endomust_ros import parameters as parameter_table
 from endomust_ros.dds_profile import ProfileError
 from endomust_ros.diagnostics import Statistics, Tally, array_of
@@ -49,6 +43,7 @@ from endomust_ros.library_log import LibraryLog
 from endomust_ros.machine import Accelerator
 from endomust_ros.mailbox import Worker
 from endomust_ros.messages import PoseError, covariance_matrix, pose_matrix
+from endomust_ros.opening import REFUSALS
 from endomust_ros.outputs import Outputs
 from endomust_ros.parameters import ParameterError
 from endomust_ros.pictures import Painter, Picture
@@ -56,7 +51,6 @@ from endomust_ros.pipeline import Pipeline
 from endomust_ros.reporter import Reporter
 from endomust_ros.scheduling import Scheduling
 from endomust_ros.services import Refused, Services
-from endomust_ros.snapshot import default_folder
 from endomust_ros.tf import Transforms
 from endomust_ros.tf_watch import TfWatch
 from endomust_ros.transport import dds_profile, fast_dds_environment
@@ -68,16 +62,6 @@ RATE_TOLERANCE = 0.1  # of a period; stamps jitter
 WITHOUT_SECURITY = (
     "this ROS is built without DDS Security, as the wheels from PyPI are; install ROS from packages, or unset "
     "ROS_SECURITY_ENABLE"
-)
-# What configure says in words, without a traceback.
-REFUSALS = (
-    BundleError,
-    BackendError,
-    ParameterError,
-    CameraError,
-    ConfinementError,
-    ScaleFileError,
-    FileNotFoundError,
 )
 
 RCLError = rclpy_implementation.RCLError
@@ -202,41 +186,26 @@ class EndomustNode(LifecycleNode):
         self._scheduling = Scheduling(p.realtime_cpu_affinity, p.realtime_nice)
         for problem in self._scheduling.apply():  # before the networks, whose threads inherit it
             self.get_logger().warning(problem)
-        rectified = p.input_rectified or looks_rectified(resolve(self).raw, None)
-        if rectified and not p.input_rectified:
-            self.get_logger().info(f"{resolve(self).raw} is rectified by its name, so P of camera_info is used")
-        path = p.calibration_file and confinement.readable(p.calibration_file, "calibration.file")
-        self._calibration = Calibration(rectified, load_camera(path).plausible() if path else None)
-        self._estimator = self._opened()
+        topic = resolve(self).raw
+        self._calibration = opening.calibration_of(p, topic)
+        if self._calibration.rectified and not p.input_rectified:
+            self.get_logger().info(f"{topic} is rectified by its name, so P of camera_info is used")
+        self._estimator = opening.estimator_of(p, self._engine_opener)
         self._renew_counters()
         self._outputs = Outputs(self)
         self._tf_watch = TfWatch(self, p.frames_odom)
         self._transforms = Transforms(self, self._tf_watch.parents, p)
         self._accelerator = Accelerator(self._estimator.provider in ("cuda", "tensorrt"), p.model_device_id)
         self._painter = Painter(self._outputs, self._statistics)
-        self._build()
+        self._build(opening.saved_scale(p, self.bundle.digest))
         self._scheduling.settle()
         took = time.perf_counter() - start
         where, bundle = self._estimator.provider, self.bundle
         self.get_logger().info(f"{bundle.name} {bundle.version} is ready on {where} after {took:.2f} s")
 
-    def _opened(self) -> Estimator:
-        """The bundle that the parameters name, tested and warm."""
-        p = self.parameters
-        given = {"model.path": p.model_path, "model.engine_cache_dir": p.model_engine_cache_dir}
-        confinement.check_parameters(given)
-        bundle = load_bundle(p.model_path or default_bundle())
-        estimator = Estimator(
-            bundle,
-            resolution=parameter_table.resolution(p.depth_resolution),
-            engines=self._engine_opener(bundle, parameter_table.engine_options(p)),
-        )
-        estimator.warm_up(p.model_warmup_runs)
-        return estimator
-
-    def _build(self) -> None:
+    def _build(self, saved) -> None:
         """Pipeline and scale around the model that is open."""
-        scale = Scale(self.parameters, self.bundle.metric, self._saved_scale())
+        scale = Scale(self.parameters, self.bundle.metric, saved)
         self.pipeline = Pipeline(
             self._estimator,
             self.parameters,
@@ -256,12 +225,13 @@ class EndomustNode(LifecycleNode):
         """Change over to what lies in the bundle's folder now. Raises Refused, and then the old model goes on."""
         old, active, start = self.bundle, self._worker is not None, time.perf_counter()
         try:
-            estimator = self._opened()
+            estimator = opening.estimator_of(self.parameters, self._engine_opener)
+            saved = opening.saved_scale(self.parameters, estimator.bundle.digest)
         except REFUSALS as error:
             raise Refused(f"the model stays as it is ({old.name} {old.digest[:12]}): {error}") from None
         self._halt()
         self._estimator = estimator
-        self._build()
+        self._build(saved)
         if active:
             self._run()
         new, took = self.bundle, time.perf_counter() - start
@@ -469,26 +439,6 @@ class EndomustNode(LifecycleNode):
         """What a snapshot says of the model."""
         return {"node_version": __version__, **model_facts(self._estimator)}
 
-    def scale_path(self):
-        """The file of save_scale and scale.mode file. Raises ConfinementError."""
-        given = self.parameters.scale_file or default_scale_path()
-        return confinement.writable_file(given, "scale.file", confinement.SCALE_SUFFIXES)
-
-    def snapshot_folder(self):
-        """Where snapshots go. Raises ConfinementError."""
-        return confinement.writable_folder(self.parameters.snapshot_dir or default_folder(), "snapshot.dir")
-
-    def _saved_scale(self):
-        """The scale file, where there is one; it must be there in mode file."""
-        path = self.scale_path()
-        if self.parameters.scale_mode == "file":
-            return load_scale(path, self.bundle.digest)
-        try:  # for the day when scale.mode becomes file
-            return load_scale(path, self.bundle.digest)
-        except ScaleFileError:
-            return None
-
-
     # ---- small things ----
 
     def _renew_counters(self) -> None:
@@ -510,11 +460,6 @@ class EndomustNode(LifecycleNode):
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9
-
-
-def default_scale_path() -> Path:
-    """Where a scale is kept when nobody says otherwise."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "endomust" / "scale.yaml"
 
 
 def _latched() -> QoSProfile:

@@ -15,7 +15,8 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from endomust_core import golden
-from endomust_core.scale_file import ScaleFileError, load_scale, save_scale
+from endomust_core.scale_file import load_scale, save_scale
+from endomust_ros import opening
 from endomust_ros.snapshot import save_snapshot
 from endomust_ros.waiting import Once, until
 
@@ -34,7 +35,7 @@ def answers(callback):
     async def answered(self, request, response):
         try:
             response.message, response.success = await callback(self, request), True
-        except (Refused, TimeoutError, OSError, ScaleFileError) as error:
+        except (Refused, TimeoutError, OSError, *opening.REFUSALS) as error:
             response.message, response.success = str(error), False
         except Exception as error:  # a service must never end the node
             response.message, response.success = f"{type(error).__name__}: {error}", False
@@ -125,7 +126,7 @@ class Services:
         factor, sigma = (state.factor, state.sigma) if found is None else (found.factor, found.sigma)
         if found is None and not state.metric:
             raise Refused(f"there is nothing worth saving, the scale is not known: {state.reason}")
-        path = self._node.scale_path()
+        path = opening.scale_path(self._node.parameters)
         bundle = self._node.bundle
         save_scale(path, factor, sigma or 0.0, {"digest": bundle.digest, "source": state.mode})
         scale.saved = load_scale(path, bundle.digest)
@@ -165,7 +166,7 @@ class Services:
     async def _snapshot(self, request):
         """The next image with everything that is said of it."""
         pipeline, once = self._active(), Once()
-        folder, facts = self._node.snapshot_folder(), self._node.facts()
+        folder, facts = opening.snapshot_folder(self._node.parameters), self._node.facts()
         if self._node.paused:
             raise Refused("the node is paused; call pause with false first")
         pipeline.snapshots.append(lambda answer: once.run(lambda: save_snapshot(folder, answer, facts)))

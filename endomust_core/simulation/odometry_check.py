@@ -30,6 +30,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from endomust_core.bundle import default_bundle, load_bundle
 from endomust_core.camera import Camera
@@ -51,6 +52,7 @@ SIZE = (256, 320)  # rendered, and what odometry works on
 REST_SECONDS, REST_NOISE = 10.0, 2.0
 FAULT, VEIL_LEFT = 8, 0.03
 BEYOND, LEAST_SHARED = 1.3, 0.2  # a jump is so many times the gates, or to a view that shares so little
+LEAST_FRAMES = 60
 FIT_SEEDS, TEST_SEEDS = (9000, 9001), (9100, 9101)
 
 
@@ -428,8 +430,8 @@ def main():
     parser.add_argument("--out", type=Path, default=None, help="folder for odometry.json and odometry.html")
     parser.add_argument("--fit", action="store_true", help="find the constants of the covariance instead")
     options = parser.parse_args()
-    import torch
-
+    if options.frames < LEAST_FRAMES:
+        parser.error(f"--frames {options.frames}: the faults and the second between poses need {LEAST_FRAMES}")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     estimator = Estimator(load_bundle(options.bundle or default_bundle()), threads=1, resolution="network")

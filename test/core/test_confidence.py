@@ -210,3 +210,64 @@ def test_the_model_falls_from_its_intercept():
     best = module.probability(terms)
     assert best == pytest.approx(1 / (1 + np.exp(-ALONE[0])), rel=1e-5)
     assert (module.probability(terms | {"slope": np.ones((3, 4), np.float32)}) < best).all()
+
+
+# ---------------------------------------------------------------------------------- the check that fits and measures
+
+
+@pytest.fixture(scope="module")
+def check():
+    pytest.importorskip("torch")  # the renderer beside it needs it
+    from endomust_core.simulation import confidence_check
+
+    return confidence_check
+
+
+def walls(check, images=24):
+    """A sequence of `view`s, named as a colon, in which a bulge is wrong and the scale wanders."""
+    rgb, truth = (np.stack(arrays) for arrays in zip(*(view(number) for number in range(images)), strict=True))
+    scale = np.exp(0.03 * np.random.default_rng(0).standard_normal(images))
+    depth = np.stack([bulged(image, 0) * np.float32(s) for image, s in zip(truth, scale, strict=True)])
+    none = np.zeros(truth.shape, bool)
+    T = np.stack([np.eye(4), *[motion()] * (images - 1)])
+    return check.Sequence("colon-0", CAMERA, rgb, truth, depth, none, ~none, none.astype(np.float32), T, T)
+
+
+def test_a_judge_that_knows_the_error_scores_best_and_a_constant_scores_nothing(check):
+    error = np.random.default_rng(0).exponential(0.1, 5000)
+    spearman, ause, _ = check.scores(1 / (1 + error), error)
+    assert spearman == pytest.approx(1) and ause == pytest.approx(0, abs=1e-9)
+    assert check.scores(-error, error)[0] == pytest.approx(1)
+    assert check.scores(1 - 1 / (1 + error), error)[0] == pytest.approx(-1)
+    assert check.scores(np.full(5000, 0.5), error)[:2] == (0, 1)
+
+
+def test_a_random_judge_has_an_ause_of_one(check):
+    rng = np.random.default_rng(0)
+    assert check.scores(rng.random(50000), rng.exponential(0.1, 50000))[1] == pytest.approx(1, abs=0.06)
+
+
+def test_calibration_is_the_distance_between_said_and_true(check):
+    error = np.where(np.arange(1000) < 700, 0.05, 0.5)
+    assert check.calibration(np.full(1000, 0.7), error) == pytest.approx(0, abs=1e-9)
+    assert check.calibration(np.full(1000, 0.9), error) == pytest.approx(0.2)
+
+
+def test_the_fit_finds_a_known_model_and_drops_a_term_that_would_raise_confidence(check):
+    rng = np.random.default_rng(0)
+    terms = rng.random((40000, 2))
+    right = rng.random(40000) < 1 / (1 + np.exp(-(1.5 - 3 * terms[:, 0] + 0.8 * terms[:, 1])))
+    w = check.fitted(terms, right, np.ones(40000), ridge=1e-6)
+    assert w[1] == pytest.approx(-3, rel=0.1) and w[2] == 0
+
+
+def test_the_whole_report_runs_on_a_sequence_with_a_known_fault(check, tmp_path, capsys):
+    sequence = walls(check)
+    terms, error = check.judged(sequence, "refined")
+    assert check.scores(module.probability(terms), error)[1] < 0.4
+    calm, raw = (check.flicker(sequence, strength)["scale ratio std [%]"] for strength in (0.8, 0.0))
+    assert calm < 0.6 * raw
+    check.report([sequence], tmp_path)
+    assert "| colon | refined | confidence |" in capsys.readouterr().out
+    for name in ("sparsification", "reliability", "examples"):
+        assert (tmp_path / f"confidence_{name}.png").stat().st_size > 1000

@@ -107,7 +107,7 @@ def test_with_everything_off_it_is_the_old_odometry():
         assert state.state == before.state
         np.testing.assert_allclose(state.T_odom_camera, before.T_odom_camera, atol=1e-12)
         assert (state.twist is None) == (before.twist is None)
-    assert state.segment == 2 and state.source == "network"
+    assert state.segment == 2 and walk.states[-3].segment == 1 and state.source == "network"
 
 
 def test_network_motions_stop_while_the_image_rests_where_only_keyframes_are_on():
@@ -170,7 +170,7 @@ def test_a_mask_keeps_points_away():
 
 def test_a_keyframe_with_few_points_that_fails_leaves_the_answer_to_the_network():
     walk, mask = Walk(), np.zeros(FLAT.shape, bool)
-    mask[20:92, 30:102] = True
+    mask[20:84, 30:94] = True
     walk.show(0, mask=mask)
     assert LEAST_POINTS <= len(walk.odometry._key.points) < SPARSE
     elsewhere = view(path(0), picture=texture(8))[0]
@@ -231,6 +231,20 @@ def test_darkness_without_a_map_is_lost_and_a_dark_start_is_not():
     assert walk.show(0, FLAT, network=NETWORK).state == "OK"
     assert walk.show(0, DARK, network=NETWORK).reason == "dark"
     assert walk.show(0, FLAT, network=NETWORK).state == "OK"
+
+
+def test_without_network_and_texture_it_is_lost_once_and_one_segment_later_on_its_way_again():
+    walk = Walk()
+    walk.show(0)
+    walk.show(1)
+    walk.odometry.reset()
+    walk.show(0, FLAT, network=NETWORK)
+    walk.show(0, FLAT, network=NETWORK)
+    lost = [walk.show(0, FLAT) for _ in range(4)]
+    assert {state.reason for state in lost} == {"few_points"} and {state.state for state in lost} == {"LOST"}
+    assert walk.show(0).state == "LOST"  # but now there is a map
+    state = walk.show(1)
+    assert state.state == "OK" and state.twist is not None and state.segment == lost[0].segment + 1
 
 
 def test_two_images_at_one_time_and_time_that_jumps_are_harmless():
