@@ -13,13 +13,14 @@ unexport PYTHONPATH PYTHONHOME LD_LIBRARY_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_P
 export RMW_IMPLEMENTATION := rmw_fastrtps_cpp
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint faults clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   play a recording through the node and write what it publishes to out/demo"
 	@echo "make test   ruff and every test (CPU PyTorch, about two gigabytes of packages the first time)"
 	@echo "make lint   ruff alone"
+	@echo "make faults 10,000 hostile messages and broken surroundings against the running node (MESSAGES=1000 is shorter)"
 	@echo "make clean  remove build products and both environments"
 
 demo: $(DEMO_ENV)/installed
@@ -29,6 +30,11 @@ demo: $(DEMO_ENV)/installed
 test: $(TEST_ENV)/installed lint
 	@echo "== pytest"
 	AMENT_PREFIX_PATH=$(CURDIR)/$(TEST_ENV) $(TEST_ENV)/bin/python -m pytest --timeout=300 $(PYTEST_ARGS)
+
+MESSAGES ?= 10000
+faults: $(TEST_ENV)/installed
+	@echo "== faults: $(MESSAGES) hostile messages against the node -> out/faults"
+	AMENT_PREFIX_PATH=$(CURDIR)/$(TEST_ENV) $(TEST_ENV)/bin/endomust bench faults --messages $(MESSAGES) --out out/faults
 
 lint: $(TEST_ENV)/installed
 	@echo "== ruff"

@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "fp32", "tf32", "fp16", "bf16", "int8")
 FORWARDED = {  # commands that read their own arguments → summary
     "play": "send a recording to ROS at its own pace",
     "demo": "play a recording through the node and report what it answers",
-    "bench": "measure: engine, preset, node, transport, train",
+    "bench": "measure: engine, preset, node, transport, faults, train",
 }
 
 

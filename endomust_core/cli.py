@@ -25,6 +25,7 @@ BENCHMARKS = {  # kind → the file that measures it
     "preset": "endomust_core.learning.preset_benchmark",
     "node": "endomust_ros.node_benchmark",
     "transport": "endomust_ros.transport_benchmark",
+    "faults": "endomust_ros.fault_campaign",
     "train": "endomust_core.learning.benchmark",
 }
 OURS = ("endomust_core", "endomust_ros")

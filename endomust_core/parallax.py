@@ -71,7 +71,7 @@ class Parallax:
         for image in self._images:
             image[1] = image[1] @ T_prev_curr
         then, T = self._pick(depth, camera, usable)
-        there = warp(depth, camera, self.stretched(T))
+        there = warp(depth, camera, self.stretched(T), with_parallax=True)
         height, width = depth.shape
         seen = usable & (there.x > MARGIN) & (there.x < width - MARGIN - 1)
         seen &= (there.y > MARGIN) & (there.y < height - MARGIN - 1)

@@ -356,13 +356,13 @@ class Pipeline:
                 stamp,
                 answer.scale.factor,
                 usable,
-                answer.scale.sigma or 0.0,
+                answer.scale.path_sigma or 0.0,
             )
             self._follow(state, answer.scale.factor)
         self._watch_depth(state)
         if state.state == "LOST":
             self._note("lost", f"lost ({state.reason}): the pose is held for this image")
-        if state.T_visual is not None:
+        if state.T_visual is not None and state.state != "LOST":  # a pose that is held says nothing
             self.scale.add_motion(stamp, state.T_visual, state.segment)
         return state
 

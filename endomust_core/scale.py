@@ -22,9 +22,10 @@ class ScaleState:
 
     mode: str
     factor: float  # metres per network unit
-    sigma: float | None  # relative standard deviation; None where nobody knows
+    sigma: float | None  # relative standard deviation of depth; None where nobody knows
     metric: bool  # True when metres are metres: measured, loaded, locked, or a metric bundle
     reason: str  # why it is not, or where it comes from
+    path_sigma: float | None = None  # the same of the path of the camera, which the robot measures more directly
 
 
 class Scale:
@@ -83,5 +84,5 @@ class Scale:
         found = self.estimate
         if found is None or found.state != "locked":
             reason = found.reason if found is not None else "no robot poses and images yet"
-            return ScaleState("kinematic", p.scale_factor, None if found is None else found.sigma, False, reason)
-        return ScaleState("kinematic", found.factor, found.sigma, True, "locked to the robot's kinematics")
+            return ScaleState("kinematic", p.scale_factor, None if found is None else found.depth_sigma, False, reason)
+        return ScaleState("kinematic", found.factor, found.depth_sigma, True, found.reason, found.sigma)

@@ -30,7 +30,7 @@ class Warp:
     x: np.ndarray  # (h,w) float32 pixel there; NOWHERE where the depth is invalid or the point lay behind the camera
     y: np.ndarray
     depth: np.ndarray  # (h,w) float32 depth of the point as seen from there
-    parallax: tuple[np.ndarray, np.ndarray]  # two (h,w) [pixels]: how x and y move when log depth grows by one
+    parallax: tuple[np.ndarray, np.ndarray] | None  # (h,w) [pixels]: how x, y move when log depth grows by one
 
     def sample(self, image: np.ndarray, outside: float = np.nan) -> np.ndarray:
         """The earlier image (h,w) or (h,w,n) float32 as it looks from now; `outside` where it was not seen."""
@@ -39,7 +39,7 @@ class Warp:
         )
 
 
-def warp(depth: np.ndarray, camera: Camera, T_prev_curr: np.ndarray) -> Warp:
+def warp(depth: np.ndarray, camera: Camera, T_prev_curr: np.ndarray, with_parallax: bool = False) -> Warp:
     """depth (h,w) and the motion (4,4), in one unit, and a pinhole camera of that grid → Warp. Raises ValueError."""
     if camera.is_distorted or (camera.height, camera.width) != depth.shape:
         raise ValueError(
@@ -58,8 +58,10 @@ def warp(depth: np.ndarray, camera: Camera, T_prev_curr: np.ndarray) -> Warp:
     fx, fy = np.float32(camera.fx), np.float32(camera.fy)
     u = (ax * z + t[0]) * (fx * inverse) + np.float32(camera.cx)
     v = (ay * z + t[1]) * (fy * inverse) + np.float32(camera.cy)
-    steep = z * inverse * inverse  # the derivative of the quotient
-    parallax = fx * steep * (ax * t[2] - az * t[0]), fy * steep * (ay * t[2] - az * t[1])
+    parallax = None
+    if with_parallax:
+        steep = z * inverse * inverse  # the derivative of the quotient
+        parallax = fx * steep * (ax * t[2] - az * t[0]), fy * steep * (ay * t[2] - az * t[1])
     # Far outside is as good as nowhere; larger numbers overflow the fixed-point coordinates of OpenCV.
     ahead &= (np.abs(u) < -NOWHERE) & (np.abs(v) < -NOWHERE)
     u, v = np.where(ahead, u, np.float32(NOWHERE)), np.where(ahead, v, np.float32(NOWHERE))

@@ -31,8 +31,9 @@ PATCH = 4  # px; half the side of the patches that are compared
 COARSE = 4  # px; brightness and texture are those of the image made so many times smaller
 ALIKE = 0.6  # correlation of patches from which on it is the same point
 EDGE = 3  # px; nearer to the border of the image, a found point is not believed
-NEW_SIGMA = 0.12  # relative; how far the network's depth of a point is off once the whole image's scale is taken out
+NEW_SIGMA = 0.2  # relative; of the network's depth of a point. It errs by 0.1, but neighbours err alike, so less counts
 LEAST_SIGMA = 0.02  # relative; what tissue that moves leaves of a depth, however often it was seen
+# Over 48 s (8 s there and back) the scale of the map wandered by 3 to 12 % without the pull, and by 1 to 4 % with it.
 SCALE_PULL = 0.05  # share of the map's scale error against the network's that each keyframe takes back
 FEATURES = 600  # of ORB, sought in an image to find a lost keyframe again
 RANSAC_PIXELS, RANSAC_ROUNDS = 3.0, 200
@@ -114,12 +115,15 @@ def new_keyframe(
     return Keyframe(number, picture, kept.joined(new), T_visual, log_scale, depth, mask)
 
 
-def locate(keyframe: Keyframe, picture: Picture, camera: Camera, guess: np.ndarray) -> tuple[Sighting | None, int]:
+def locate(
+    keyframe: Keyframe, picture: Picture, camera: Camera, guess: np.ndarray, levels: int = LEVELS
+) -> tuple[Sighting | None, int]:
     """Keyframe, image and start value (4,4) T_curr_key -> Sighting, None where the image does not hold the camera in
-    place; and how many points could be followed."""
+    place; and how many points could be followed. One more of `levels` doubles how far the start may be off."""
     points = keyframe.points
     start, z = project(guess, points, camera)
-    found, likeness = follow(keyframe.picture.grey, picture.grey, points.pixel, np.where(z[:, None] > 0, start, 0))
+    start = np.where(z[:, None] > 0, start, 0)
+    found, likeness = follow(keyframe.picture.grey, picture.grey, points.pixel, start, levels)
     index = np.flatnonzero(likeness > ALIKE)
     chosen, seen = points.taken(index), found[index]
     sighting = _sighting(refine(guess, chosen, seen, camera), keyframe, index, seen, camera)
@@ -170,14 +174,16 @@ def corners(grey: np.ndarray, wanted: int, mask: np.ndarray | None, taken: np.nd
     return np.stack([u[first], v[first]], axis=1).astype(np.float32)
 
 
-def follow(old: np.ndarray, new: np.ndarray, points: np.ndarray, guess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def follow(
+    old: np.ndarray, new: np.ndarray, points: np.ndarray, guess: np.ndarray, levels: int = LEVELS
+) -> tuple[np.ndarray, np.ndarray]:
     """Points (N,2) of the image `old` and where they may be in `new` -> (N,2) float32 [px] and likeness (N,) -1..1."""
     if not len(points):
         return np.empty((0, 2), np.float32), np.empty(0, np.float32)
     height, width = new.shape
     start = np.clip(guess, (0, 0), (width - 1, height - 1)).astype(np.float32)
     found, status, _ = cv2.calcOpticalFlowPyrLK(
-        old, new, points, start, winSize=WINDOW, maxLevel=LEVELS, criteria=CRITERIA,
+        old, new, points, start, winSize=WINDOW, maxLevel=levels, criteria=CRITERIA,
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW, minEigThreshold=1e-5,
     )  # fmt: skip
     found, likeness = found.reshape(-1, 2), np.full(len(points), -1, np.float32)

@@ -263,7 +263,9 @@ def disk_full(bench) -> Outcome:
 
     def snapshot() -> tuple[bool, str]:
         answer = bench.probe.call(Trigger, "snapshot", Trigger.Request(), 20.0, bench.send_good)
-        return (answer.success, answer.message) if answer else (False, "no answer")
+        if answer is None:
+            return False, "no answer"
+        return answer.success, answer.message.replace(str(bench.folder), "…")
 
     bench.start()
     worked, said = snapshot()

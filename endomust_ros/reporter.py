@@ -4,6 +4,7 @@ Levels: OK; WARN when something is missing or was rejected; ERROR when images co
 about the time since the last report. docs/ros.md lists the thresholds.
 """
 
+import math
 import time
 from collections.abc import Callable
 
@@ -222,6 +223,8 @@ def _robot(scale) -> dict[str, object]:
         "kinematic pairs": found.pairs,
         "kinematic baseline [m]": found.baseline,
         "kinematic delay [s]": found.delay,
+        "kinematic axes off [deg]": math.degrees(found.axes_angle),
+        "kinematic locks given up": found.jumps,
     }
 
 

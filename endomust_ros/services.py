@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.parameter import Parameter
@@ -106,7 +105,7 @@ class Services:
             scale.calibrating = self._calibrating = False
         if self._node.pipeline is not pipeline:
             raise Refused("the node was configured anew meanwhile; call again")
-        if found is None or not math.isfinite(found.factor) or found.sigma is None:
+        if found is None or found.factor is None or found.sigma is None:
             raise Refused(f"no scale: {'neither robot poses nor motion came' if found is None else found.reason}")
         numbers = f"scale {found.factor:.5g} ± {found.sigma:.1%} from {found.pairs} pairs, {found.outliers} outliers"
         if found.state != "locked":
@@ -128,7 +127,10 @@ class Services:
             raise Refused(f"there is nothing worth saving, the scale is not known: {state.reason}")
         path = opening.scale_path(self._node.parameters)
         bundle = self._node.bundle
-        save_scale(path, factor, sigma or 0.0, {"digest": bundle.digest, "source": state.mode})
+        facts = {"digest": bundle.digest, "source": state.mode}
+        if (measured := found or scale.estimate) is not None and measured.factor is not None:
+            facts |= {"pairs": measured.pairs, "baseline_m": measured.baseline, "delay_s": measured.delay}
+        save_scale(path, factor, sigma or 0.0, facts)
         scale.saved = load_scale(path, bundle.digest)
         return f"scale {factor:.6g} is in {path}; scale.mode file reads it"
 

@@ -9,6 +9,7 @@ import pytest
 
 from endomust_core.metric_scale import AXES, KinematicScale, ScaleSettings, to_optical
 from endomust_core.odometry import OPTICAL_TO_BODY, inverse, se3, so3_exp
+from endomust_core.pose_tracks import RobotPoses
 
 FACTOR = 0.37  # m per network unit
 T_BASE_WORLD = se3(so3_exp(np.array([0.3, -1.1, 0.7])), np.array([0.4, -0.2, 0.1]))
@@ -182,6 +183,34 @@ def test_a_base_that_is_moved_once_is_no_motion_of_the_camera():
     estimate = world.go(3)
     assert estimate.locked and estimate.jumps == 0
     assert estimate.factor == pytest.approx(FACTOR, rel=0.015)
+
+
+def robot_of(count, spikes=(), jump_at=None, gap_at=None):
+    """A robot at 100 Hz along the path, some poses 5 mm off, all from `jump_at` on 20 mm elsewhere, a gap of 0.4 s."""
+    robot = RobotPoses()
+    for number in range(count):
+        T = path(number * 0.01).copy()
+        T[0, 3] += 0.005 * (number in spikes) + 0.02 * (jump_at is not None and number >= jump_at)
+        robot.append(number * 0.01 + 0.4 * (gap_at is not None and number >= gap_at), T)
+    return robot
+
+
+def test_spikes_leave_the_window_and_nothing_else_does():
+    spikes = (20, 57, 90, 130)
+    window = robot_of(200, spikes).window(0.0)
+    kept = set(np.rint(window.stamps * 100).astype(int))
+    assert set(range(3, 197)) - kept == set(spikes)  # at either end there are not three neighbours yet
+    assert window.jumps == 0
+
+
+def test_a_jump_and_a_gap_part_the_poses_and_no_mean_spans_them():
+    for window, jumps in ((robot_of(200, jump_at=100).window(0.0), 1), (robot_of(200, gap_at=100).window(0.0), 0)):
+        start = np.array([0.5, 0.95, 1.55])
+        position, _, piece = window.means(start, start + 0.1)
+        assert window.jumps == jumps and piece.tolist() == [0, -1, 1]
+    inside, _, _ = robot_of(200).window(0.0).means(np.array([0.5, 1.5]), np.array([0.6, 1.6]))
+    true = [np.mean([path(t)[:3, 3] for t in np.linspace(a, a + 0.1, 200)], axis=0) for a in (0.5, 1.5)]
+    np.testing.assert_allclose(inside[1] - inside[0], true[1] - true[0], atol=2e-6)
 
 
 def test_motions_are_never_compared_across_segments():

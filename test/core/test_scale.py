@@ -48,7 +48,7 @@ def test_the_robots_motion_locks_the_scale_and_a_reset_forgets_it():
     scale = Scale(Settings(scale_mode="kinematic", scale_pose_axes="optical"), False)
     drive(scale, 8.0)
     state = scale.now()
-    assert state.metric and state.factor == pytest.approx(1.7, rel=0.01) and 0 < state.sigma < 0.02
+    assert state.metric and state.factor == pytest.approx(1.7, rel=0.01) and 0 < state.path_sigma < 0.02
     scale.reset()
     assert not scale.now().metric and scale.now().factor == 1.0
 

@@ -30,7 +30,7 @@ def test_without_motion_every_pixel_was_where_it_is():
 
 
 def test_a_step_to_the_right_moves_points_by_focal_length_over_depth():
-    found = warp(wall(), CAMERA, moved(x=0.001))
+    found = warp(wall(), CAMERA, moved(x=0.001), with_parallax=True)
     assert found.x[84, 100] - 100 == pytest.approx(200 * 0.001 / 0.05, abs=1e-3)
     assert found.parallax[0][84, 100] == pytest.approx(-200 * 0.001 / 0.05, abs=1e-3)  # farther points move less
 
@@ -41,7 +41,7 @@ def test_a_step_ahead_means_the_wall_was_farther_before():
 
 def test_parallax_is_the_derivative_of_the_position():
     T = moved(0.002, -0.001, 0.003)
-    low, high, middle = (warp(wall(0.05 * np.exp(e)), CAMERA, T) for e in (-0.005, 0.005, 0.0))
+    low, high, middle = (warp(wall(0.05 * np.exp(e)), CAMERA, T, with_parallax=True) for e in (-0.005, 0.005, 0.0))
     np.testing.assert_allclose(middle.parallax[0], (high.x - low.x) / 0.01, rtol=1e-3, atol=2e-2)
     np.testing.assert_allclose(middle.parallax[1], (high.y - low.y) / 0.01, rtol=1e-3, atol=2e-2)
 
