@@ -142,7 +142,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the networks (default auto)")
     add.add_argument("--overwrite", action="store_true", help="replace earlier results")
 
-    add = commands.add_parser("sheet", help="a recording of the node's answers → one picture of depth, confidence, cloud")
+    add = commands.add_parser(
+        "sheet", help="a recording of the node's answers → one picture of depth, confidence, cloud"
+    )
     add.add_argument("recording", type=Path, help="made by python -m endomust_ros.record --rgb")
     add.add_argument("--out", type=Path, required=True, help="picture to write (.jpg or .png)")
     add.add_argument("--rows", type=int, default=5, help="images to show (default 5)")

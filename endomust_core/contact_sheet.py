@@ -89,9 +89,7 @@ def _head(width: int, low: float, high: float) -> np.ndarray:
     names = ["colour", f"depth: red {1e3 / high:.0f} mm, blue {1e3 / low:.0f} mm", "confidence: dark 0, yellow 1"]
     names = [*(names if width == 4 * WIDTH else names[:2]), "cloud, seen from the side"]
     for place, name in enumerate(names):
-        cv2.putText(
-            head, name, (8 + place * WIDTH, MARGIN - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA
-        )
+        cv2.putText(head, name, (8 + place * WIDTH, MARGIN - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
     return head
 
 

@@ -3,6 +3,7 @@
 A publisher that starts late, or again with another QoS, is found by `look`, which the node calls a few times a second.
 """
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ except ImportError:  # Humble
 
 RAW, COMPRESSED = "raw", "compressed"
 TYPES = {RAW: Image, COMPRESSED: CompressedImage}
+SILENCE = 0.75  # s without an image after which the other kind gets its turn, where both are published
 
 
 class Frame(NamedTuple):
@@ -61,6 +63,8 @@ class Inputs:
         self._others = {node.resolve_topic_name(name): other for name, other in (others or {}).items()}
         self.incompatible: dict[str, str] = {}  # topic → why nothing arrives on it
         self._subscriptions: dict[str, tuple] = {}  # topic → (subscription, reliability)
+        self._heard = time.monotonic()  # when the last image came
+        self._silent: dict[str, int] = {}  # kind that is published and says nothing → how many publish it
         self.topics = resolve(node)
         self.choice = None if transport == "auto" else transport
         self.gaps = StampGaps()  # of every image that arrives, also of those that the node has no time for
@@ -100,11 +104,22 @@ class Inputs:
         }
 
     def _choose(self) -> None:
-        """`auto` takes what is published, raw before compressed, and listens to both while neither is."""
-        if self._transport == "auto":
-            kinds = (kind for kind in (RAW, COMPRESSED) if self._node.count_publishers(getattr(self.topics, kind)))
-            before, self.choice = self.choice, next(kinds, None)
-            if before is not None and before != self.choice:
+        """`auto` takes what is published, raw before compressed, and listens to both while neither is.
+
+        A camera that was killed stays in the graph for some 20 s, so one that has sent nothing for SILENCE loses its
+        turn to the other kind until the number of its publishers changes.
+        """
+        if self._transport != "auto":
+            return
+        now = time.monotonic()
+        counts = {kind: self._node.count_publishers(getattr(self.topics, kind)) for kind in TYPES}
+        if self.choice is not None and all(counts.values()) and now - self._heard > SILENCE:
+            self._silent = {self.choice: counts[self.choice]}
+        kinds = (kind for kind, number in counts.items() if number and self._silent.get(kind) != number)
+        before, self.choice = self.choice, next(kinds, None)
+        if before != self.choice:
+            self._heard = now
+            if before is not None:
                 self.gaps.restart()
 
     def _taker(self, kind: str) -> Callable:
@@ -112,6 +127,7 @@ class Inputs:
             if self.choice is None:
                 self.choice = kind  # the first image decides
             if self.choice == kind:
+                self._heard = time.monotonic()
                 self.gaps.add(stamp_ns(message))
                 self._on_image(Frame(message, kind == COMPRESSED))
 

@@ -30,12 +30,14 @@ class Mailbox:
             self._changed.wait_for(lambda: self._closed or self._items)
             return None if self._closed else self._items.pop(next(iter(self._items)))
 
-    def close(self) -> None:
-        """Forget what waits and let every `take` return None."""
+    def close(self) -> list[str]:
+        """Forget what waits and let every `take` return None; the slots that were filled."""
         with self._changed:
             self._closed = True
+            forgotten = list(self._items)
             self._items.clear()
             self._changed.notify_all()
+        return forgotten
 
 
 class Worker:
@@ -66,13 +68,17 @@ class Worker:
         """True when an older item was replaced."""
         return self._mailbox.put(item, slot)
 
-    def stop(self) -> None:
-        """Return when the item in work is done and the thread has ended; TimeoutError when that takes too long."""
-        self._mailbox.close()
+    def stop(self) -> list[str]:
+        """Return when the item in work is done and the thread has ended; TimeoutError when that takes too long.
+
+        The slots whose items nobody took are returned.
+        """
+        forgotten = self._mailbox.close()
         if self._thread.is_alive():
             self._thread.join(self._patience)
         if self._thread.is_alive():
             raise TimeoutError(f"one image has been in work for more than {self._patience:.0f} s; the inference hangs")
+        return forgotten
 
     def _run(self) -> None:
         if self._nice:

@@ -266,7 +266,8 @@ class EndomustNode(LifecycleNode):
     def _halt(self) -> None:
         """Wait for the image in work; what comes meanwhile is lost."""
         if self._worker is not None:
-            self._worker.stop()
+            if "" in self._worker.stop():  # the slot of images
+                self.tally.count("stopped")
             self._worker = None
         if self._pictures is not None:  # after the worker, which fills it
             self._pictures.stop()

@@ -16,7 +16,7 @@ from endomust_ros.pictures import PICTURES
 
 # arrival: stamp → work begins
 STAGES = ("arrival", "decode", "preprocess", "depth", "pose", "postprocess", "confidence", "publish")
-DROPPED = ("busy", "stale", "rate", "paused", "decode", "view", "idle")
+DROPPED = ("busy", "stale", "rate", "paused", "decode", "view", "idle", "stopped")
 REJECTED = ("decode", "view")  # images that nothing can be done with
 BY_REASON = ("mask_old", "mask_encoding", "mask_decode", "mask_size", "pose", "set_pose")  # other messages not used
 WITHOUT_CAMERA = ("no_info", "uncalibrated", "size")

@@ -171,10 +171,13 @@ class Services:
         folder, facts = opening.snapshot_folder(self._node.parameters), self._node.facts()
         if self._node.paused:
             raise Refused("the node is paused; call pause with false first")
-        pipeline.snapshots.append(lambda answer: once.run(lambda: save_snapshot(folder, answer, facts)))
+        take = lambda answer: once.run(lambda: save_snapshot(folder, answer, facts))  # noqa: E731
+        pipeline.snapshots.append(take)
         try:
             path = await once.wait(self._node.parameters.input_timeout + 1.0)
         except TimeoutError:
+            if take in pipeline.snapshots:
+                pipeline.snapshots.remove(take)
             raise Refused("no image came; see diagnostics") from None
         return f"written to {path}"
 

@@ -23,7 +23,7 @@ def default_folder() -> Path:
 
 def save_snapshot(folder: Path, answer: Answer, facts: dict) -> Path:
     """Write one answer into a new folder below `folder`; all of it or nothing. Raises OSError in words."""
-    name = f"{datetime.datetime.now():%Y%m%d_%H%M%S}_{answer.stamp_ns}"
+    name = f"{datetime.datetime.now():%Y%m%d_%H%M%S_%f}_{answer.stamp_ns}"
     part, final = folder / f".{name}.{os.getpid()}.unfinished", folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

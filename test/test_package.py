@@ -127,7 +127,7 @@ def test_console_commands_exist(wheel):
     entry_points.optionxform = str
     entry_points.read_string(text)
     commands = dict(entry_points["console_scripts"])
-    assert commands.keys() == {"endomust", "depth_node"}
+    assert commands.keys() == {"endomust", "depth_node", "stereo_node"}
     for name, target in commands.items():
         if name == "depth_node":
             pytest.importorskip("rclpy")

@@ -43,7 +43,7 @@ def parse_endomust(words):
     if name not in cli.FORWARDED:
         return cli.parser().parse_args(words)
     if name == "bench":
-        if rest[0] in ("node", "transport"):
+        if rest[0] in ("node", "transport", "faults"):
             pytest.importorskip("rclpy")
         return importlib.import_module(cli.BENCHMARKS[rest[0]])._parse(rest[1:])
     pytest.importorskip("rclpy")

@@ -17,14 +17,22 @@ from std_msgs.msg import Header
 from endomust_core.decoding import rgb_from
 from endomust_core.odometry import OdometryState
 from endomust_ros import fault_campaign, fault_messages
-from endomust_ros.fault_campaign import counts_of, unexplained
+from endomust_ros.fault_bench import counts_of, unexplained
 from endomust_ros.fault_messages import REJECT, faults
 from endomust_ros.fault_scenarios import SCENARIOS, Outcome
 from endomust_ros.messages import ImageError, cloud_message, depth_to_image, image_to_rgb, odometry_message
 
 pytestmark = pytest.mark.ros
 FAMILIES = [name for name in fault_campaign.FAMILIES if name not in ("parameters", "services")]
-QUICK = ["camera changes", "bag loops", "two cameras", "burst", "model damaged", "disk full", "parameter storm"]
+QUICK = [
+    "camera changes",
+    "camera killed, then JPEG",
+    "bag loops",
+    "two cameras",
+    "burst",
+    "model damaged",
+    "disk full",
+]
 
 
 def header():
