@@ -86,7 +86,7 @@ setup(
     entry_points={
         "console_scripts": [
             "endomust = endomust_core.cli:main",
-            "depth_node = endomust_ros.node:main",
+            "depth_node = endomust_ros.depth_node:main",
             "stereo_node = endomust_ros.stereo_node:main",
         ]
     },

@@ -138,7 +138,7 @@ def _play_through_node(
     arguments = _node_arguments(reader, image_topic, bundle) + node_arguments
     try:
         _refuse_company(node, image_topic)
-        with NodeProcess("endomust_ros.node", arguments, out / "node.log") as process:
+        with NodeProcess("endomust_ros.depth_node", arguments, out / "node.log") as process:
             _say(2, f"node started as process {process.pid}, its log is {out / 'node.log'}")
             change_state = node.create_client(ChangeState, f"{NODE}/change_state")
             recorder = Recorder(node, out / "recording.mcap", _recordable())

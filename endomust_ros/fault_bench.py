@@ -203,7 +203,7 @@ class Bench:
         self.logs.append(self.folder / f"node_{len(self.logs)}.log")
         home = {name: str(self.folder / "home") for name in ("HOME", "ROS_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")}
         home["ROS_LOG_DIR"] = str(self.folder / "ros_log")
-        self.node = NodeProcess("endomust_ros.node", self._arguments(parameters or {}), self.logs[-1], home)
+        self.node = NodeProcess("endomust_ros.depth_node", self._arguments(parameters or {}), self.logs[-1], home)
 
     def stop(self) -> None:
         if self.node is not None:

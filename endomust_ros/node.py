@@ -7,24 +7,17 @@ model or a publisher, so inference and transitions never overlap.
 
 import functools
 import json
-import os
-import signal
-import sys
 import time
 import traceback
 
 import cv2
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -36,7 +29,6 @@ from endomust_core.pipeline import model_facts, model_info, seconds
 from endomust_core.scale import Scale
 from endomust_ros import opening
 from endomust_ros import parameters as parameter_table
-from endomust_ros.dds_profile import ProfileError
 from endomust_ros.diagnostics import Statistics, Tally, array_of
 from endomust_ros.inputs import Inputs, Other, resolve
 from endomust_ros.library_log import LibraryLog
@@ -53,18 +45,11 @@ from endomust_ros.scheduling import Scheduling
 from endomust_ros.services import Refused, Services
 from endomust_ros.tf import Transforms
 from endomust_ros.tf_watch import TfWatch
-from endomust_ros.transport import dds_profile, fast_dds_environment
 
 LOOK_PERIOD = 0.25  # s between two looks at who publishes images
-SPIN_PERIOD = 0.25  # s until a signal is noticed while nothing happens
 POSES = 50  # of the robot that may wait; it sends more often than the camera
 RATE_TOLERANCE = 0.1  # of a period; stamps jitter
-WITHOUT_SECURITY = (
-    "this ROS is built without DDS Security, as the wheels from PyPI are; install ROS from packages, or unset "
-    "ROS_SECURITY_ENABLE"
-)
 
-RCLError = rclpy_implementation.RCLError
 SUCCESS, FAILURE, ERROR = (
     TransitionCallbackReturn.SUCCESS,
     TransitionCallbackReturn.FAILURE,
@@ -489,52 +474,3 @@ def _survive_wrong_transitions(node: LifecycleNode) -> None:
             return response
 
     service.callback = guarded
-
-
-def main(args=None) -> int:
-    """Run the node until SIGINT, SIGTERM or its shutdown transition; 0 after an orderly end, 1 after a fatal error."""
-    stop = stop_on_signals()
-    try:
-        _, transport = dds_profile(os.environ)
-        os.environ.update(fast_dds_environment(os.environ))
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = EndomustNode()
-    except (ParameterError, ProfileError, FileNotFoundError) as error:
-        rclpy.logging.get_logger("endomust").fatal(str(error))
-        rclpy.try_shutdown()
-        return 1
-    except RCLError as error:
-        if "security libraries" not in str(error):
-            raise
-        rclpy.logging.get_logger("endomust").fatal(WITHOUT_SECURITY)
-        rclpy.try_shutdown()
-        return 1
-    node.get_logger().info(transport)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    node.autostart()
-    while not stop and not node.ended and node.state != "finalized":
-        executor.spin_once(timeout_sec=SPIN_PERIOD)
-    if node.state != "finalized":
-        node.trigger_shutdown()
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 1 if node.gave_up else 0
-
-
-def stop_on_signals() -> list[int]:
-    """A list that stays empty until SIGINT or SIGTERM comes; the second one ends the process at once."""
-    received: list[int] = []
-
-    def remember(number, frame):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, remember)
-    return received
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -121,7 +121,7 @@ def _run_all(options, namespace: str, folder: Path, monitor: Monitor) -> tuple[l
         windows = []
         for number in range(options.runs):
             log = folder / f"node_{number}.log"
-            with NodeProcess("endomust_ros.node", _node_arguments(options, namespace), log, cache) as node:
+            with NodeProcess("endomust_ros.depth_node", _node_arguments(options, namespace), log, cache) as node:
                 windows.append(_one_run(options.seconds, node, camera, monitor))
                 last = number == options.runs - 1
                 growth = None

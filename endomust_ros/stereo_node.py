@@ -17,7 +17,8 @@ from rclpy.utilities import remove_ros_args
 
 from endomust_core.shared_engines import SharedEngines
 from endomust_ros.dds_profile import ProfileError
-from endomust_ros.node import SPIN_PERIOD, EndomustNode, stop_on_signals
+from endomust_ros.depth_node import SPIN_PERIOD, stop_on_signals
+from endomust_ros.node import EndomustNode
 from endomust_ros.parameters import ParameterError
 from endomust_ros.stereo import StereoCheck
 from endomust_ros.transport import dds_profile, fast_dds_environment

@@ -66,7 +66,7 @@ TRANSITIONS = {
 
 
 class NodeProcess:
-    """`python -m endomust_ros.node` with parameters; its log is a file."""
+    """`python -m endomust_ros.depth_node` with parameters; its log is a file."""
 
     def __init__(
         self, folder: Path, parameters: dict, arguments: tuple[str, ...] = (), environment: dict | None = None
@@ -75,7 +75,7 @@ class NodeProcess:
         given = [text for name, value in values.items() for text in ("-p", f"{name}:={_yaml(value)}")]
         remaps = ["-r", "image:=/endoscope/image_raw"]
         self._log_path = folder / f"node_{time.monotonic_ns()}.log"
-        self._command = [sys.executable, "-m", "endomust_ros.node", "--ros-args", *given, *remaps, *arguments]
+        self._command = [sys.executable, "-m", "endomust_ros.depth_node", "--ros-args", *given, *remaps, *arguments]
         self._forgotten = 0
         self._environment = {**os.environ, "ROS_LOG_DIR": str(folder), "PYTHONPATH": str(ROOT), **(environment or {})}
 

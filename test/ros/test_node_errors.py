@@ -8,6 +8,7 @@ import rclpy
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from endomust_ros import depth_node
 from endomust_ros import node as node_module
 from endomust_ros.inputs import Frame
 from endomust_ros.node import EndomustNode
@@ -74,3 +75,16 @@ def test_images_after_deactivation_are_not_touched(inside):
     inside.trigger_deactivate()
     assert not worker.put(Frame(None, False)) and inside._worker is None
     assert inside.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+
+
+def test_a_ros_without_security_says_so_and_does_not_start_unprotected(monkeypatch, caplog):
+    said = []
+    logger = type("Logger", (), {"fatal": staticmethod(said.append)})
+    monkeypatch.setattr(depth_node.rclpy.logging, "get_logger", lambda name: logger)
+    monkeypatch.setattr(depth_node, "stop_on_signals", list)
+
+    def refuse(**options):
+        raise depth_node.RCLError("This Fast DDS version doesn't have the security libraries")
+
+    monkeypatch.setattr(depth_node.rclpy, "init", refuse)
+    assert depth_node.main([]) == 1 and said == [depth_node.WITHOUT_SECURITY]
