@@ -301,7 +301,7 @@ def test_another_image_size_begins_another_map_and_goes_on():
 
 
 def test_the_same_images_give_the_same_bits_whatever_other_threads_do_with_opencv():
-    walks = []
+    walks, before = [], cv2.getNumThreads()
     for seed, threads in ((1, 1), (7, 2)):
         cv2.setRNGSeed(seed)
         cv2.setNumThreads(threads)
@@ -309,7 +309,7 @@ def test_the_same_images_give_the_same_bits_whatever_other_threads_do_with_openc
         for number in [*range(8), 25, 8, 9]:
             walk.show(number, DARK if number == 5 else None, noise=1)
         walks.append(walk)
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(before)
     for a, b in zip(walks[0].states, walks[1].states, strict=True):
         np.testing.assert_array_equal(a.T_odom_camera, b.T_odom_camera)
         np.testing.assert_array_equal(a.pose_covariance, b.pose_covariance)
