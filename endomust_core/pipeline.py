@@ -18,7 +18,7 @@ import numpy as np
 from endomust_core.calibration import Calibration as Calibration  # an alias of the same name: part of this module too
 from endomust_core.camera import Camera
 from endomust_core.confidence import Confidence, Judgement
-from endomust_core.estimator import Estimator, Look
+from endomust_core.estimator import Estimator, Look, to_depth
 from endomust_core.frames import covariance_from_body, pose_from_body
 from endomust_core.odometry import OdometryState, to_body
 from endomust_core.scale import Scale, ScaleState
@@ -29,6 +29,7 @@ from endomust_core.view import View
 from endomust_core.visual_odometry import VisualOdometry
 
 CLOUD_TOLERANCE = 1e-3  # s; camera stamps jitter, and 10 Hz out of 30 Hz should stay 10 Hz
+ODOMETRY_WIDTH = 320  # px; points are placed better than at the size of the networks, and it still takes 5 ms
 COARSE = 8  # every 8th pixel is looked at for the statistics of depth
 
 
@@ -325,9 +326,8 @@ class Pipeline:
     def _invalidate(self, answer: Answer) -> None:
         """NaN where the settings, the lens, or the view say that there is no depth."""
         p, depth, look = self.settings, answer.depth, answer.look
-        bad = None
-        if p.depth_mask_border:
-            bad = _either(bad, self._border.update(look.image))
+        border = self._border.update(look.image)
+        bad = border if p.depth_mask_border else None
         if p.depth_mask_specular:
             bad = _either(bad, specular_mask(look.image))
         if p.depth_confidence_threshold > 0:
@@ -344,14 +344,13 @@ class Pipeline:
 
     def _step(self, answer: Answer, T_prev_curr: np.ndarray | None) -> OdometryState:
         p, stamp = self.settings, seconds(answer.stamp_ns)
-        grey = cv2.cvtColor(answer.look.image, cv2.COLOR_RGB2GRAY)
-        usable = None if answer.mask is None else ~answer.mask
+        grey, depth, camera, usable = self._odometry_view(answer)
         with self._odometry_lock:
             self._odometry.settings = p
             state = self._odometry.step(
                 grey,
-                answer.network_depth,
-                self._small_camera(answer),
+                depth,
+                camera,
                 T_prev_curr,
                 stamp,
                 answer.scale.factor,
@@ -365,6 +364,27 @@ class Pipeline:
         if state.T_visual is not None and state.state != "LOST":  # a pose that is held says nothing
             self.scale.add_motion(stamp, state.T_visual, state.segment)
         return state
+
+    def _odometry_view(self, answer: Answer) -> tuple[np.ndarray, np.ndarray, Camera, np.ndarray | None]:
+        """Grey image (h,w), depth (h,w) [network units], their camera, and (h,w) bool, True where tissue is seen."""
+        seen = answer.seen
+        width = min(seen.view.size[0], ODOMETRY_WIDTH)
+        height = max(round(width * seen.view.size[1] / seen.view.size[0]), 1)
+        grey = cv2.cvtColor(seen.view.image(seen.rgb, (height, width)), cv2.COLOR_RGB2GRAY)
+        depth = to_depth(seen.look.disparity, width, height)
+        usable = seen.view.valid((height, width))
+        ignored = self._ignored(answer)
+        if ignored is not None:
+            tissue = cv2.resize((~ignored).view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+            usable = tissue if usable is None else usable & tissue
+        return grey, depth, seen.view.camera.resized(width, height), usable
+
+    def _ignored(self, answer: Answer) -> np.ndarray | None:
+        """(h,w) bool at network size, True where points would not belong to the tissue."""
+        border = self._border.mask
+        if border is None or not border.any():
+            return answer.mask
+        return border if answer.mask is None else border | answer.mask
 
     def _watch_depth(self, state: OdometryState) -> None:
         """A network's scale may leap from one image to the next; both are compared with the same keyframe."""

@@ -25,6 +25,9 @@ DARK, GLARING = 12, 244  # grey values beyond which a pixel says nothing
 NEAR_DARK = 9  # px; a corner so near to darkness may belong to the image's border, which moves with the camera
 LEAST_EIGENVALUE = 4e-5  # of the structure tensor over 5x5, grey in 0..1; ramps of 8-bit steps stay below 2e-6
 WINDOW = (15, 15)
+EVEN_SIGMA = 1.0  # px; noise is smoothed before it is made louder: without, a smooth colon has nothing else to follow
+EVEN_WINDOW, EVEN_FLOOR = (17, 17), 4.0  # px, grey values: contrast below is noise, and stays low
+EVEN_GAIN, EVEN_MIDDLE = 40.0, 3.2  # 3.2 standard deviations to either side fill 0..255
 LEVELS = 2  # of the pyramid above the image: start values may be off by some 25 px
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.02)
 PATCH = 4  # px; half the side of the patches that are compared
@@ -44,6 +47,7 @@ class Picture:
     """One image prepared for following."""
 
     grey: np.ndarray  # (h,w) uint8
+    even: np.ndarray  # (h,w) uint8, the same with its contrast made equal everywhere
     brightness: float  # 95th percentile of grey, 0..255
     texture: float  # mean absolute difference to the neighbourhood, grey values
 
@@ -89,7 +93,16 @@ def prepare(grey: np.ndarray, mask: np.ndarray | None = None) -> Picture:
     lit = cv2.erode((seen & (coarse > DARK)).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     smooth = coarse.astype(np.float32)
     fine = np.abs(smooth - cv2.blur(smooth, (5, 5)))[lit]
-    return Picture(grey, brightness, float(fine.mean()) if fine.size else 0.0)
+    return Picture(grey, evened(grey), brightness, float(fine.mean()) if fine.size else 0.0)
+
+
+def evened(grey: np.ndarray) -> np.ndarray:
+    """(h,w) uint8 -> the same with local mean and contrast taken out: the lamp moves with the camera, and what it makes
+    of brightness drags points along; fine texture that stays on the tissue does not."""
+    values = cv2.GaussianBlur(grey, (0, 0), EVEN_SIGMA).astype(np.float32)
+    fine = values - cv2.blur(values, EVEN_WINDOW)
+    contrast = cv2.sqrt(cv2.blur(fine * fine, EVEN_WINDOW)) + EVEN_FLOOR
+    return cv2.convertScaleAbs(cv2.divide(fine, contrast) + np.float32(EVEN_MIDDLE), alpha=EVEN_GAIN)
 
 
 def new_keyframe(
@@ -110,7 +123,7 @@ def new_keyframe(
         log_scale = (old[0].log_scale if math.isnan(log_ratio) else log_ratio) * (1 - SCALE_PULL)
         if not math.isnan(log_ratio):
             kept = Points(kept.pixel, kept.ray, kept.inverse_depth * math.exp(SCALE_PULL * log_ratio), kept.sigma)
-    pixel = corners(picture.grey, WANTED, mask, kept.pixel)
+    pixel = corners(picture, WANTED, mask, kept.pixel)
     new = _points_at(pixel, depth, math.exp(log_scale), camera)
     return Keyframe(number, picture, kept.joined(new), T_visual, log_scale, depth, mask)
 
@@ -120,10 +133,25 @@ def locate(
 ) -> tuple[Sighting | None, int]:
     """Keyframe, image and start value (4,4) T_curr_key -> Sighting, None where the image does not hold the camera in
     place; and how many points could be followed. One more of `levels` doubles how far the start may be off."""
+    sighting, tracked = _located(keyframe, keyframe.picture.even, picture.even, camera, guess, levels)
+    if sighting is not None:
+        return sighting, tracked
+    # Shade reaches farther than texture: it leads near enough for the texture to be found.
+    coarse, followed = _located(keyframe, keyframe.picture.grey, picture.grey, camera, guess, levels)
+    if coarse is None:
+        return None, max(tracked, followed)
+    fine, more = _located(keyframe, keyframe.picture.even, picture.even, camera, coarse.T_curr_key, levels)
+    return (coarse, followed) if fine is None else (fine, more)
+
+
+def _located(
+    keyframe: Keyframe, old: np.ndarray, new: np.ndarray, camera: Camera, guess: np.ndarray, levels: int
+) -> tuple[Sighting | None, int]:
+    """As `locate`, by these two images (h,w) uint8."""
     points = keyframe.points
     start, z = project(guess, points, camera)
     start = np.where(z[:, None] > 0, start, 0)
-    found, likeness = follow(keyframe.picture.grey, picture.grey, points.pixel, start, levels)
+    found, likeness = follow(old, new, points.pixel, start, levels)
     index = np.flatnonzero(likeness > ALIKE)
     chosen, seen = points.taken(index), found[index]
     sighting = _sighting(refine(guess, chosen, seen, camera), keyframe, index, seen, camera)
@@ -137,8 +165,8 @@ def locate(
 def find_again(keyframe: Keyframe, picture: Picture, camera: Camera) -> Sighting | None:
     """Like `locate` without a start value: ORB features (Rublee 2011) of both images are matched."""
     orb = cv2.ORB_create(FEATURES, fastThreshold=8)
-    here, known = orb.detectAndCompute(keyframe.picture.grey, 255 * _usable(keyframe.picture.grey, keyframe.mask))
-    there, seen = orb.detectAndCompute(picture.grey, None)
+    here, known = orb.detectAndCompute(keyframe.picture.even, 255 * _usable(keyframe.picture.grey, keyframe.mask))
+    there, seen = orb.detectAndCompute(picture.even, None)
     if known is None or seen is None:
         return None
     matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(known, seen)
@@ -156,16 +184,17 @@ def depth_ratio(inverse_depth: np.ndarray, depth: np.ndarray, pixel: np.ndarray)
     return float(np.median(np.log(said[known] * inverse_depth[known]))) if known.sum() >= LEAST_POINTS else math.nan
 
 
-def corners(grey: np.ndarray, wanted: int, mask: np.ndarray | None, taken: np.ndarray) -> np.ndarray:
+def corners(picture: Picture, wanted: int, mask: np.ndarray | None, taken: np.ndarray) -> np.ndarray:
     """New points (N,2) float32 [px], at most `wanted` with those `taken` (M,2), which keep their neighbourhood free."""
-    height, width = grey.shape
+    height, width = picture.grey.shape
     spacing = math.sqrt(height * width / wanted)
-    score = cv2.cornerMinEigenVal(grey, 5, 3)
-    free = _usable(grey, mask)
+    score = cv2.cornerMinEigenVal(picture.even, 5, 3)
+    score[cv2.cornerMinEigenVal(picture.grey, 5, 3) < LEAST_EIGENVALUE] = 0
+    free = _usable(picture.grey, mask)
     for x, y in taken:
         cv2.circle(free, (round(float(x)), round(float(y))), int(0.7 * spacing), 0, -1)
     score[free == 0] = 0
-    v, u = np.nonzero((score >= LEAST_EIGENVALUE) & (score == cv2.dilate(score, np.ones((5, 5), np.uint8))))
+    v, u = np.nonzero((score > 0) & (score == cv2.dilate(score, np.ones((5, 5), np.uint8))))
     # The best of each cell, then the best of all: spread first, strength second.
     strength, cell = score[v, u], (v // spacing) * (width // spacing + 1) + u // spacing
     order = np.lexsort((u, v, -strength, cell))

@@ -49,6 +49,11 @@ class Border:
         self._images = 0
         self._mask: np.ndarray | None = None
 
+    @property
+    def mask(self) -> np.ndarray | None:
+        """(h,w) bool as of the last image; None before the first."""
+        return self._mask
+
     def update(self, rgb: np.ndarray) -> np.ndarray:
         """The next image (h,w,3) uint8 → (h,w) bool, all images considered. Another size starts again."""
         lit = _extreme(rgb, cv2.max) >= BLACK

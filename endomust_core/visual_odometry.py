@@ -56,8 +56,11 @@ STILL = 0.4  # px; median way of the points from image to image below which noth
 NETWORK_SIGMA = (5e-4, 5e-3)  # [m], [rad] of one image's motion by the network alone, each axis
 # Fitted to rendered sequences by `python -m endomust_core.simulation.odometry_check --fit`. Most scenes agree;
 # where tissue has next to no texture, errors are up to twice as large as they say (odom_covariance_scale 4 covers it).
-POSE_INFLATION = 3.25  # true errors of image against keyframe over those that independent residuals would give
-SCALE_SIGMA = 0.05  # of log scale within one sequence, once the sequence's own scale is taken out
+POSE_INFLATION = 4.0  # true errors of image against keyframe over those that independent residuals would give
+USUAL_FLICKER = 0.06  # standard deviation of log depth ratio up to which the constants above and below hold
+MOST_DOUBT = 25.0
+FLICKER_SHARE = 1 / 40  # of the newest image
+SCALE_SIGMA = 0.06  # of log scale within one sequence, once the sequence's own scale is taken out
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class VisualOdometry:
         self._T = rigid(np.eye(4) if T_odom_camera is None else T_odom_camera)
         self._stamp, self._moved, self._twist_known = None, False, False
         self._lost = self._tries = 0
+        self._flicker, self._flicker_mean, self._flicker_images = USUAL_FLICKER**2, 0.0, 0
         self._break_chain(start_belief(self._log_scale_sigma))
 
     def set_pose(self, T_odom_camera: np.ndarray, covariance: np.ndarray | None = None) -> None:
@@ -208,7 +212,7 @@ class VisualOdometry:
         """The network's motions while the image moves; while it rests, none."""
         if self._key is not None and not self._lost and image.picture.brightness >= DARKEST:
             pixel = self._key.points.pixel
-            found, likeness = follow(self._key.picture.grey, image.picture.grey, pixel, pixel)
+            found, likeness = follow(self._key.picture.even, image.picture.even, pixel, pixel)
             way = np.linalg.norm(found - pixel, axis=1)[likeness > ALIKE]
             if len(way) >= LEAST_POINTS and np.median(way) < STILL:
                 return self._accept(self._T_visual, np.zeros((6, 6)), "rest")
@@ -331,6 +335,9 @@ class VisualOdometry:
         if source == "image":
             seen = {"tracked": self._sighting.tracked, "inliers": len(self._sighting.index)}
             seen["depth_ratio"] = self._depth_ratio()
+        moving = source != "rest" and relative is not None and self._pixels_moved(relative) > STILL
+        if moving and source == "image":
+            self._watch_flicker(seen["depth_ratio"])
         return OdometryState(
             T_odom_camera=self._T.copy(),
             twist=twist,
@@ -345,14 +352,28 @@ class VisualOdometry:
             T_visual=self._T_visual.copy(),
             source=source,
             keyframe=-1 if self._key is None else self._key.number,
-            moving=source != "rest" and relative is not None and self._pixels_moved(relative) > STILL,
+            moving=moving,
             withheld=state == "LOST" and p.odom_on_lost == "null" and self._lost >= p.odom_lost_frames,
             **seen,
         )
 
+    @property
+    def _doubt(self) -> float:
+        """Factor on all covariances: how much more than usual the network's scale flickers from image to image."""
+        return min(max(self._flicker / USUAL_FLICKER**2, 1.0), MOST_DOUBT)
+
+    def _watch_flicker(self, ratio: float) -> None:
+        """Running variance of log depth ratio about its running mean, over the images that moved."""
+        value = math.log(ratio)
+        share = max(FLICKER_SHARE, 1 / (1 + self._flicker_images))
+        self._flicker_images += 1
+        apart = value - self._flicker_mean
+        self._flicker_mean += share * apart
+        self._flicker += FLICKER_SHARE * (apart * apart - self._flicker)
+
     def _pose_covariance(self) -> np.ndarray:
         way = self._T[:3, 3] - self._start
-        covariance = self._belief[:6, :6].copy()
+        covariance = self._belief[:6, :6] * self._doubt
         covariance[:3, :3] += self._scale_sigma**2 * np.outer(way, way)
         return np.clip(covariance * self.settings.odom_covariance_scale, -UNKNOWN_VARIANCE, UNKNOWN_VARIANCE)
 
@@ -362,7 +383,7 @@ class VisualOdometry:
             return None, np.eye(6) * UNKNOWN_VARIANCE
         metres = np.array([self._scale] * 3 + [1.0] * 3)
         twist = se3_log(relative) * metres / self._dt
-        covariance = covariance * np.outer(metres, metres) / self._dt**2
+        covariance = covariance * self._doubt * np.outer(metres, metres) / self._dt**2
         stretch = np.r_[twist[:3], np.zeros(3)]
         covariance = covariance + (self._log_scale_sigma**2 + self._scale_sigma**2) * np.outer(stretch, stretch)
         covariance = covariance * self.settings.odom_covariance_scale

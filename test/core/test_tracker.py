@@ -200,18 +200,18 @@ def test_points_stay_away_from_border_darkness_glare_and_mask():
     grey[(x - 80) ** 2 + (y - 64) ** 2 > 58**2] = 3
     cv2.circle(grey, (60, 64), 6, 255, -1)
     mask = x < 110
-    points = corners(grey, WANTED, mask, np.empty((0, 2), np.float32))
+    points = corners(prepare(grey), WANTED, mask, np.empty((0, 2), np.float32))
     assert len(points) > 20 and points[:, 0].max() < 105
     assert (np.hypot(*(points - (80, 64)).T) < 53).all() and (np.hypot(*(points - (60, 64)).T) > 6).all()
 
 
 def test_points_spread_out_and_leave_room_for_those_that_are_followed_already():
     grey = view(np.eye(4))[0]
-    points = corners(grey, 60, None, np.empty((0, 2), np.float32))
+    points = corners(prepare(grey), 60, None, np.empty((0, 2), np.float32))
     assert 30 < len(points) <= 60
     quarters = np.bincount((points[:, 0] > 80) + 2 * (points[:, 1] > 64), minlength=4)
     assert quarters.min() >= 6
-    more = corners(grey, 60, None, points[:40])
+    more = corners(prepare(grey), 60, None, points[:40])
     distance = np.linalg.norm(more[:, None] - points[None, :40], axis=-1)
     assert len(more) <= 20 and distance.min() > 6
 
@@ -220,7 +220,7 @@ def test_a_ramp_of_grey_values_has_no_corners():
     y, x = np.mgrid[:128, :160]
     ramp = np.round(60 + 0.5 * x + 0.3 * y).astype(np.uint8)
     assert cv2.cornerMinEigenVal(ramp, 5, 3).max() < LEAST_EIGENVALUE / 5
-    assert not len(corners(ramp, WANTED, None, np.empty((0, 2), np.float32)))
+    assert not len(corners(prepare(ramp), WANTED, None, np.empty((0, 2), np.float32)))
 
 
 def test_following_nothing_and_depth_without_a_number_are_no_errors():
