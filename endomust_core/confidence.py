@@ -21,9 +21,9 @@ from endomust_core.validity import Border, instrument_mask, specular_mask
 # Terms of one image, then those that need the motion of the camera, in the order of the weights.
 SINGLE = ("slope", "distance", "light", "bright", "grey", "edge")
 MOTION = ("parallax", "unseen", "flicker", "residual", "photometric")
-# python -m endomust_core.simulation.confidence_check --fit --seeds 9000 9001 … 9009 --frames 70
-ALONE = (1.72, -0.538, -0.342, -0.217, -0.188, -1.89, -1.07)
-TOGETHER = (2.46, -0.321, -0.352, -0.123, -0.225, -1.63, -1.08, -6.25, -0.208, 0.0, -0.314, -0.544)
+# python -m endomust_core.simulation.confidence_check --fit
+ALONE = (1.6, -0.391, -0.251, -0.467, -0.274, -1.92, -1.06)
+TOGETHER = (2.41, -0.0439, -0.263, -0.412, -0.263, -1.6, -1.06, -7.39, -0.174, -0.216, -0.291, -0.379)
 MOST_SCALE = 2.0  # |log| of the common ratio of depths; beyond, the two images show different scenes
 DARK = 12  # brightest channel of 255 up to which a pixel shows nothing
 FADE = 0.9  # how much of what earlier images said of a point is kept

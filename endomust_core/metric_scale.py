@@ -28,7 +28,7 @@ AXES = {
 }
 MOST_IMAGES = 4096  # are remembered: over two minutes at 30 Hz
 LEAST_SPAN = 1.0  # s of both trajectories before anything is said
-TRACKING_BIAS = 0.06  # relative, rms over rendered scenes with true depth: simulation.scale_check, (b) against the unit
+TRACKING_BIAS = 0.05  # relative, rms over rendered scenes with true depth: simulation.scale_check, (b) against the unit
 LOCK_SPAN = 3.0  # s of images before a lock
 UNSURE = 1.5  # times scale_lock_sigma; a window less sure than this is no better than the lock, whatever it saw
 RECENT = 3.0  # s that are looked at alone where the window is unsure: the scale may have changed within it
