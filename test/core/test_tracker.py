@@ -239,3 +239,21 @@ def test_a_point_that_leaves_the_image_is_not_alike():
     shifted = np.roll(grey, 40, axis=1)
     found, likeness = follow(grey, shifted, np.array([[150.0, 60.0]], np.float32), np.array([[190.0, 60.0]]))
     assert likeness[0] < 0.6
+
+
+def test_light_that_moves_over_the_tissue_drags_points_less_where_contrast_is_made_even():
+    grey = texture()[: CAMERA.height, : CAMERA.width] if texture().shape != (CAMERA.height, CAMERA.width) else texture()
+    v, u = np.mgrid[: grey.shape[0], : grey.shape[1]]
+    base = 0.25 * (grey.astype(np.float32) - grey.mean())  # weak texture under strong light
+
+    def lit(at):
+        lamp = 150 * np.exp(-((u - at) ** 2 + (v - grey.shape[0] / 2) ** 2) / (2 * 45.0**2))
+        return np.clip(base + 40 + lamp, 0, 255).astype(np.uint8)
+
+    before, after = prepare(lit(150.0)), prepare(lit(156.0))  # the lamp moves, the tissue does not
+    points = corners(before, 80, None, np.empty((0, 2), np.float32))
+    errors = []
+    for old, new in ((before.grey, after.grey), (before.even, after.even)):
+        found, likeness = follow(old, new, points, points)
+        errors.append(np.linalg.norm(found - points, axis=1)[likeness > 0.6])
+    assert len(errors[1]) > 20 and np.median(errors[1]) < 0.5 * np.median(errors[0])

@@ -328,6 +328,17 @@ def test_covariance_scale_and_scale_sigma_widen_what_goes_out():
     np.testing.assert_allclose(c.pose_covariance[:3, :3] - a.pose_covariance[:3, :3], 0.25 * np.outer(way, way))
 
 
+def test_depth_whose_scale_flickers_makes_the_odometry_less_certain():
+    steady, nervous = Walk(), Walk()
+    for number in range(60):
+        steady.show(number)
+        nervous.unit = math.exp(0.25 * math.sin(1.7 * number))  # the unit of the networks is another in every image
+        nervous.show(number)
+    calm, wide = (walk.states[-1].pose_covariance.trace() for walk in (steady, nervous))
+    assert wide > 3 * calm
+    assert nervous.states[-1].twist_covariance.trace() > 3 * steady.states[-1].twist_covariance.trace()
+
+
 def test_settings_may_be_any_object_with_the_fields_and_may_change_between_images():
     class Parameters:
         odom_keyframe = odom_refine = True
