@@ -2,6 +2,9 @@
 
 `estimate`, `move` and, where confidence is wanted, `judge` for every image, in their order: depth can go out before the
 pose network runs. The node publishes what comes out, replay writes it down; nothing here knows for which of the two.
+
+One thread may `look` at and `estimate` the next image while another is in `move` or `judge` of this one, but not where
+`motion_comes_first`, and not for an image whose stamp goes back.
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ class Answer:
     state: OdometryState | None = None  # the same in REP-103 axes, where odometry is on
     judgement: Judgement | None = None
     previous_ns: int | None = None  # stamp of the image before
+    border: np.ndarray | None = None  # (h,w) bool at network size, True on the black surround; None: not known yet
     withheld: bool = False  # True where metres are asked for and not known yet: nothing metric may go out
     moved: bool = False
 
@@ -182,8 +186,10 @@ class Pipeline:
         withheld = p.scale_require_metric and not scale.metric
         timing = seen.look.timing | {"postprocess": 0.0, "pose": 0.0}
         masked = self._masked(seen, mask)
+        border = self._border.mask  # as of the image before, until this one's is known
         answer = Answer(stamp_ns, frame_id, seen, timing, scale, masked, previous_ns=previous_ns, withheld=withheld)
-        factor = self._steadied(answer) if self._motion_comes_first else None
+        answer.border = border
+        factor = self._steadied(answer) if self.motion_comes_first else None
         self.estimator.min_depth, self.estimator.max_depth = p.depth_min_range, p.depth_max_range
         answer.depth = self.estimator.depth(seen.look, seen.view.size, scale.factor, factor)
         answer.camera = _camera_of(seen.view.camera, answer.depth)
@@ -197,7 +203,7 @@ class Pipeline:
         if answer.moved:
             return answer.state
         answer.moved = True
-        wanted = p.odom_enable or self.scale.listens or self._motion_comes_first
+        wanted = p.odom_enable or self.scale.listens or self.motion_comes_first
         if answer.seen.view.camera is None or not self.has_motion or not wanted:
             self.estimator.remember(answer.look)
             return None
@@ -270,7 +276,7 @@ class Pipeline:
         return self.reset_odometry(cause)
 
     @property
-    def _motion_comes_first(self) -> bool:
+    def motion_comes_first(self) -> bool:
         """True where depth depends on how the camera moved."""
         return self.settings.depth_temporal_filter > 0 or self.settings.depth_confidence_threshold > 0
 
@@ -326,8 +332,8 @@ class Pipeline:
     def _invalidate(self, answer: Answer) -> None:
         """NaN where the settings, the lens, or the view say that there is no depth."""
         p, depth, look = self.settings, answer.depth, answer.look
-        border = self._border.update(look.image)
-        bad = border if p.depth_mask_border else None
+        answer.border = self._border.update(look.image)
+        bad = answer.border if p.depth_mask_border else None
         if p.depth_mask_specular:
             bad = _either(bad, specular_mask(look.image))
         if p.depth_confidence_threshold > 0:
@@ -381,7 +387,7 @@ class Pipeline:
 
     def _ignored(self, answer: Answer) -> np.ndarray | None:
         """(h,w) bool at network size, True where points would not belong to the tissue."""
-        border = self._border.mask
+        border = answer.border
         if border is None or not border.any():
             return answer.mask
         return border if answer.mask is None else border | answer.mask

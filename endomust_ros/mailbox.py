@@ -1,4 +1,4 @@
-"""Slots of one item each, and the thread that empties them: a new item takes the place of one that still waits."""
+"""Slots of one item each, and threads that empty them: a new item replaces one that waits, or waits for it itself."""
 
 import threading
 from collections.abc import Callable
@@ -88,3 +88,59 @@ class Worker:
                 self._handle(item)
             except Exception as error:  # one bad frame must not end the stream; it is reported and counted
                 self._on_error(error)
+
+
+class Follower:
+    """Runs `handle(item)` on its own thread, one item after the other; `put` waits until the one before is done."""
+
+    def __init__(self, handle: Callable, on_error: Callable[[Exception], None], patience: float = 30.0, name: str = ""):
+        """`on_error` gets every exception of `handle`; nobody waits longer than `patience` seconds."""
+        self._handle, self._on_error, self._patience = handle, on_error, patience
+        self._changed = threading.Condition()
+        self._item, self._busy, self._closed = None, False, False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, item) -> None:
+        """Leave an item as soon as nothing is in work. Raises TimeoutError."""
+        with self._changed:
+            self._wait()
+            self._item, self._busy = item, True
+            self._changed.notify_all()
+
+    def settle(self) -> None:
+        """Return when nothing is in work. Raises TimeoutError."""
+        with self._changed:
+            self._wait()
+
+    def stop(self) -> None:
+        """Return when the item in work is done and the thread has ended. Raises TimeoutError."""
+        with self._changed:
+            self._wait()
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(self._patience)
+
+    def _wait(self) -> None:
+        if not self._changed.wait_for(lambda: not self._busy, self._patience):
+            raise TimeoutError(f"one image has been in work for more than {self._patience:.0f} s; the inference hangs")
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._busy or self._closed)
+                if self._closed:
+                    return
+                item, self._item = self._item, None
+            try:
+                self._handle(item)
+            except Exception as error:  # one bad frame must not end the stream; it is reported and counted
+                self._on_error(error)
+            finally:
+                del item
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()

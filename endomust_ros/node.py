@@ -1,8 +1,9 @@
 """The lifecycle node `endomust`: endoscope images in, depth [m], coloured cloud [m] and odometry out.
 
-Callbacks run on the main thread and only put the image into a one-slot mailbox; one worker thread does the work, and a
-second one of low priority makes what is only looked at. Every transition stops and joins both before it touches the
-model or a publisher, so inference and transitions never overlap.
+Callbacks run on the main thread and only put the image into a one-slot mailbox; a worker makes depth, a second thread
+motion and confidence while the worker begins with the next image, and a third one of low priority what is only looked
+at. Every transition stops and joins them before it touches the model or a publisher, so inference and transitions never
+overlap.
 """
 
 import functools
@@ -33,7 +34,7 @@ from endomust_ros.diagnostics import Statistics, Tally, array_of
 from endomust_ros.inputs import Inputs, Other, resolve
 from endomust_ros.library_log import LibraryLog
 from endomust_ros.machine import Accelerator
-from endomust_ros.mailbox import Worker
+from endomust_ros.mailbox import Follower, Worker
 from endomust_ros.messages import PoseError, covariance_matrix, pose_matrix
 from endomust_ros.opening import REFUSALS
 from endomust_ros.outputs import Outputs
@@ -81,8 +82,8 @@ class EndomustNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._on_parameters)
         self._engine_opener = engine_opener
         self._estimator = self.pipeline = self._outputs = self._transforms = None  # exist while configured
-        self._painter = self._scheduling = self._accelerator = None  # too
-        self._inputs = self._worker = self._pictures = self._tf_watch = None  # exist while active
+        self._painter = self._scheduling = self._accelerator = self._tf_watch = None  # too
+        self._inputs = self._worker = self._follower = self._pictures = None  # exist while active
         self._calibration = None
         self.paused = False
         self.ended = False  # True when stamps or the clock went back and time.on_jump is shutdown
@@ -235,10 +236,13 @@ class EndomustNode(LifecycleNode):
         self._inputs = Inputs(self, p.input_transport, p.input_qos, self._on_image, self._calibration.update, others)
 
     def _run(self) -> None:
-        """Both threads."""
+        """All threads: depth, what follows it, and pictures."""
         self._pictures = Worker(self._painter.paint, self._on_failure, name="endomust-pictures", nice=NICE)
+        self._follower = Follower(self.pipeline.finish, self._on_failure, name="endomust-motion")
         self._worker = Worker(self._work, self._on_failure)
+        self.pipeline.follower = self._follower
         self._pictures.start()
+        self._follower.start()
         self._worker.start()
 
     def _stop(self) -> None:
@@ -254,7 +258,10 @@ class EndomustNode(LifecycleNode):
             if "" in self._worker.stop():  # the slot of images
                 self.tally.count("stopped")
             self._worker = None
-        if self._pictures is not None:  # after the worker, which fills it
+        if self._follower is not None:  # after the worker, which fills it
+            self._follower.stop()
+            self._follower = self.pipeline.follower = None
+        if self._pictures is not None:  # after both
             self._pictures.stop()
             self._pictures = None
 
@@ -292,6 +299,7 @@ class EndomustNode(LifecycleNode):
     def _work(self, item) -> None:
         """On the worker thread: an image, or a job that must not overlap with one."""
         if callable(item):
+            self.pipeline.settle()
             item()
             return
         answer = self.pipeline.process(item)

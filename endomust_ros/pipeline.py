@@ -53,10 +53,15 @@ class Pipeline:
         self._outputs, self._broadcaster = outputs, broadcaster
         self._tally, self._statistics, self._now = tally, statistics, now
         self._hand_over = hand_over
+        self._last_stamp: int | None = None
+        # Calls `finish` on another thread (mailbox.Follower), so that the networks of the next image begin meanwhile;
+        # None: everything happens in `process`.
+        self.follower = None
         self._enough = _enough(estimator, parameters)
 
     def process(self, frame) -> Answer | None:
-        """Decode, estimate, publish. A frame that cannot be used is counted and said, never raised."""
+        """Decode, estimate, publish depth, and leave the rest to `finish`. A frame that cannot be used is counted and
+        said, never raised."""
         p, start = self.parameters, time.perf_counter()
         self._core.settings = p
         stamp = stamp_ns(frame.message)
@@ -68,13 +73,31 @@ class Pipeline:
             return None
         decoded = time.perf_counter() - start - sum(seen.look.timing.values())
         mask = self.masks.at(stamp, p.mask_max_age)
+        if self._core.motion_comes_first or (self._last_stamp is not None and stamp <= self._last_stamp):
+            self.settle()  # this image touches what the one before still uses
+        self._last_stamp = stamp
         answer = self._core.estimate(seen.rgb, stamp, frame.message.header.frame_id, seen, mask)
         header = Header(stamp=frame.message.header.stamp, frame_id=answer.frame_id)
         self.camera_frame = answer.frame_id
 
         ready = time.perf_counter()
         self._publish_depth(answer, header, p)  # before the pose network runs, where depth does not need it
-        sent = time.perf_counter()
+        durations = {"arrival": arrival, "decode": decoded, "publish": time.perf_counter() - ready}
+        rest = answer, header, p, durations
+        if self.follower is None:
+            self.finish(rest)
+        else:
+            self.follower.put(rest)
+        return answer
+
+    def settle(self) -> None:
+        """Return when nothing of an earlier image is in work any more."""
+        if self.follower is not None:
+            self.follower.settle()
+
+    def finish(self, rest: tuple) -> None:
+        """Motion, confidence, and what is published of them."""
+        answer, header, p, durations = rest
         state = self._core.move(answer)
         moved = time.perf_counter()
         self._publish_odometry(answer, state, header, p)
@@ -83,9 +106,8 @@ class Pipeline:
         self._hand_over_pictures(answer, header, p)
         self._take_snapshots(answer)
 
-        publish = sent - ready + time.perf_counter() - moved - answer.timing.get("confidence", 0.0)
-        self._observe(answer, arrival=arrival, decode=decoded, publish=publish)
-        return answer
+        durations["publish"] += time.perf_counter() - moved - answer.timing.get("confidence", 0.0)
+        self._observe(answer, **durations)
 
     @property
     def has_motion(self) -> bool:
