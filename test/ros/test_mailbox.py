@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from endomust_ros.mailbox import Mailbox, Worker
+from endomust_ros.mailbox import Follower, Mailbox, Worker
 
 
 def test_a_new_item_takes_the_place_of_one_that_waits():
@@ -132,3 +132,55 @@ def test_a_worker_can_step_back_behind_the_other_threads():
 
 def test_a_worker_that_never_started_can_be_stopped():
     Worker(pytest.fail, pytest.fail).stop()
+
+
+# ---- an item that waits for its turn ----
+
+
+def test_a_follower_takes_every_item_in_order_and_lets_nobody_overtake():
+    taken, gate = [], threading.Event()
+
+    def handle(item):
+        gate.wait(5)
+        taken.append(item)
+
+    follower = Follower(handle, pytest.fail)
+    follower.start()
+    follower.put(1)
+    second = threading.Thread(target=lambda: follower.put(2))
+    second.start()
+    second.join(0.05)
+    assert second.is_alive() and not taken, "the second waits until the first is done"
+    gate.set()
+    second.join(5)
+    follower.settle()
+    assert taken == [1, 2]
+    follower.stop()
+
+
+def test_a_follower_reports_what_fails_and_goes_on():
+    errors, taken = [], []
+
+    def handle(item):
+        if item == "bad":
+            raise RuntimeError("bad item")
+        taken.append(item)
+
+    follower = Follower(handle, errors.append)
+    follower.start()
+    for item in ("bad", "good"):
+        follower.put(item)
+    follower.settle()
+    assert taken == ["good"] and str(errors[0]) == "bad item"
+    follower.stop()
+
+
+def test_a_follower_that_hangs_is_not_waited_for_for_ever():
+    gate = threading.Event()
+    follower = Follower(lambda item: gate.wait(5), pytest.fail, patience=0.05)
+    follower.start()
+    follower.put(1)
+    for wait in (follower.settle, follower.stop, lambda: follower.put(2)):
+        with pytest.raises(TimeoutError, match="the inference hangs"):
+            wait()
+    gate.set()
