@@ -165,7 +165,8 @@ def _grow(minutes: float, node: NodeProcess, camera: NodeProcess, heard: Heard) 
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
     growth = growth_of(sampler.times, sampler.resident)
     growth["descriptors"] = {"start": descriptors[0], "end": descriptors[-1], "max": max(descriptors)}
-    return growth | ages_of(heard.arrivals["depth"], begin, time.time_ns())
+    arrivals = dict(heard.arrivals["depth"])  # a copy: the listening thread goes on
+    return growth | ages_of(arrivals, begin, time.time_ns())
 
 
 def _descriptors(pid: int) -> int:
