@@ -72,9 +72,7 @@ class Answer:
     stamp_ns: int
     frame_id: str
     seen: Seen
-    timing: dict[
-        str, float
-    ]  # seconds: preprocess, depth, postprocess; `move` adds pose and odometry, `judge` confidence
+    timing: dict[str, float]  # seconds: preprocess, depth, postprocess; `move` adds pose, `judge` confidence
     scale: ScaleState
     mask: np.ndarray | None  # (h,w) bool at network size, True where instruments are
     depth: np.ndarray = field(default=None)  # (H,W) float32 [m], NaN where invalid; its reader's own
@@ -89,7 +87,7 @@ class Answer:
 
     @property
     def calibration(self) -> str:
-        """ "calibrated", or the reason why not."""
+        """`calibrated`, or the reason why not."""
         return self.seen.calibration
 
     @property
@@ -344,9 +342,10 @@ class Pipeline:
             np.copyto(depth, np.nan, where=~seen)
 
     def _small_camera(self, answer: Answer) -> Camera | None:
-        """The camera of the network's grid, for which depth has no distortion to care of; None without calibration."""
+        """The camera of the network's grid, None without calibration. A lens that `input_undistort` leaves as it is counts
+        as a pinhole here, in `_odometry_view` too: motion and confidence are then as wrong as its distortion is large."""
         camera, (height, width) = answer.seen.view.camera, self._network_grid
-        return None if camera is None else camera.resized(width, height)
+        return None if camera is None else camera.pinhole().resized(width, height)
 
     def _step(self, answer: Answer, T_prev_curr: np.ndarray | None) -> OdometryState:
         p, stamp = self.settings, seconds(answer.stamp_ns)
@@ -383,7 +382,7 @@ class Pipeline:
         if ignored is not None:
             tissue = cv2.resize((~ignored).view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
             usable = tissue if usable is None else usable & tissue
-        return grey, depth, seen.view.camera.resized(width, height), usable
+        return grey, depth, seen.view.camera.pinhole().resized(width, height), usable
 
     def _ignored(self, answer: Answer) -> np.ndarray | None:
         """(h,w) bool at network size, True where points would not belong to the tissue."""

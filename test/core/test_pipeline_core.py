@@ -244,3 +244,12 @@ def test_a_stamp_that_goes_back_can_be_ignored_or_be_the_end(bundle, what):
     bench.show(step=-50 * 10**9)
     assert bench.reasons == ["jump"] and bench.pipeline.ended == (what == "shutdown")
     assert bench.pipeline.track.resets == (0 if what == "ignore" else 1)
+
+
+def test_a_lens_that_is_left_as_it_is_costs_no_odometry_and_no_confidence(bundle):
+    bench = Bench(bundle, input_undistort=False)
+    bench.pipeline._calibration.hold(Camera(160, 128, 110.0, 110.0, 79.5, 63.5, "plumb_bob", (0.1, 0.0, 0.0, 0.0, 0.0)))
+    for _ in range(2):
+        answer, state = bench.show()
+        assert np.isfinite(bench.pipeline.judge(answer).value).all()
+    assert answer.camera.is_distorted and state.state == "OK"
