@@ -342,8 +342,11 @@ class Pipeline:
             np.copyto(depth, np.nan, where=~seen)
 
     def _small_camera(self, answer: Answer) -> Camera | None:
-        """The camera of the network's grid, None without calibration. A lens that `input_undistort` leaves as it is counts
-        as a pinhole here, in `_odometry_view` too: motion and confidence are then as wrong as its distortion is large."""
+        """The camera of the network's grid, None without calibration.
+
+        A lens that `input_undistort` leaves as it is counts as a pinhole, here and in `_odometry_view`: motion and
+        confidence are then as wrong as its distortion is large.
+        """
         camera, (height, width) = answer.seen.view.camera, self._network_grid
         return None if camera is None else camera.pinhole().resized(width, height)
 
