@@ -39,6 +39,7 @@ SETTLE = 2.0  # s after the first depth image, which are not measured
 LAST_ANSWERS = 1.2  # s after a run, for answers on their way and one more diagnostics message
 DROPS = ("busy", "stale", "decode", "idle")
 AGE_PARTS = 6  # of the long run, whose ages are compared
+PATH_FULL = 600.0  # s after which ~/path holds as many poses as it ever will
 WARM_UP = 60.0  # s of the long run that do not count for its slope: pools and caches fill
 
 
@@ -292,13 +293,18 @@ def _drops(window: Window) -> dict[str, int]:
 
 
 def growth_of(times: list[float], resident: list[float]) -> dict:
-    """Memory [MB] over time [s]: start, end, and slope after the first minute (a fifth, of a short run)."""
+    """Memory [MB] over time [s]: start, end, and slope after the first minute (a fifth, of a short run).
+
+    settled_mb_per_10min: the slope from when the path is full, ten minutes on; None in a run too short to have one.
+    """
     skip = min(WARM_UP, times[-1] / 5)
     late = [(t, mb) for t, mb in zip(times, resident, strict=True) if t >= skip]
+    settled = [(t, mb) for t, mb in late if t >= PATH_FULL]
     return {
         "minutes": times[-1] / 60,
         "resident_mb": {"start": resident[0], "after_warm_up": late[0][1], "end": resident[-1], "max": max(resident)},
         "slope_mb_per_10min": 600 * slope(*zip(*late, strict=True)),
+        "settled_mb_per_10min": 600 * slope(*zip(*settled, strict=True)) if times[-1] >= 2 * PATH_FULL else None,
         "samples": [[round(t, 1), round(mb, 2)] for t, mb in list(zip(times, resident, strict=True))[::5]],
     }
 
@@ -357,7 +363,9 @@ def table(results: Mapping) -> str:
     growth = results.get("growth")
     if growth:
         lines.append(f"| memory over {growth['minutes']:.1f} min, start / end [MB] | {_ends(growth['resident_mb'])} |")
-        lines.append(f"| growth after warm-up [MB per 10 min] | {growth['slope_mb_per_10min']:+.2f} |")
+        lines.append(f"| growth after the first minute [MB per 10 min] | {growth['slope_mb_per_10min']:+.2f} |")
+        if growth["settled_mb_per_10min"] is not None:
+            lines.append(f"| growth after ten minutes [MB per 10 min] | {growth['settled_mb_per_10min']:+.2f} |")
         counts = " / ".join(map(str, growth["descriptors"].values()))
         lines.append(f"| open descriptors, start / end / most | {counts} |")
         for name, ages in growth["age_ms"].items():

@@ -85,6 +85,13 @@ def test_growth_leaves_the_warm_up_out():
     found = growth_of(times, resident)
     assert found["slope_mb_per_10min"] == pytest.approx(6.0) and found["minutes"] == 10
     assert found["resident_mb"]["start"] == 200 and found["resident_mb"]["after_warm_up"] == pytest.approx(300.6)
+    assert found["settled_mb_per_10min"] is None  # too short for it
+
+
+def test_growth_after_ten_minutes_leaves_out_what_fills_the_path():
+    times = [float(t) for t in range(1801)]
+    found = growth_of(times, [300.0 + min(t, 600.0) / 60 + 0.001 * t for t in times])
+    assert found["settled_mb_per_10min"] == pytest.approx(0.6) and found["slope_mb_per_10min"] > 1
 
 
 def test_diagnostics_become_stages():
