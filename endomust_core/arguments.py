@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--size", type=image_size, default="640x512", metavar="WxH", help="default 640x512")
     add.add_argument("--rate", type=float, default=25.0, metavar="HZ", help="frames per second (default 25)")
     add.add_argument("--detail", type=int, default=1024, help="rows of the texture maps (default 1024)")
+    add.add_argument("--variety", choices=("plain", "wide"), default="plain", help="wide: scenes that differ more")
     add.add_argument("--depth-every", type=int, default=1, metavar="N", help="true depth of every N-th (default 1)")
 
     add = commands.add_parser("import", help="a video file or a folder of images → a recording (.mcap)")
@@ -50,6 +51,12 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="in place of the file's, as in depth.steps=500")
     add.add_argument("--out", type=Path, help="folder of the run; one that was stopped goes on (default runs/NAME)")
     add.add_argument("--workers", type=int, help="processes that render (default: one per core)")
+    add.add_argument(
+        "--only",
+        choices=("depth", "pose", "optical_flow"),
+        default="",
+        help="train this network alone, so that several processes share a run; a last call without it scores them",
+    )
 
     add = commands.add_parser("train", help="train on your own videos, without ground truth: the three steps")
     add.add_argument("config", type=Path, help="such as config/train.yaml")
@@ -57,6 +64,11 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, help="folder of the run (default runs/NAME)")
     add.add_argument("--resume", action="store_true", help="go on with the run in that folder, to the bit")
     add.add_argument("--overfit", type=int, default=0, metavar="N", help="train on N triplets only, as a check")
+
+    add = commands.add_parser("distil", help="a small depth network learns from a large one, on frames without truth")
+    add.add_argument("config", type=Path, help="such as config/distil.yaml")
+    add.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="in place of the file's, as in teacher=runs/me")
+    add.add_argument("--out", type=Path, help="folder of the run; one that was stopped goes on (default runs/NAME)")
 
     add = commands.add_parser("ablate", help="the same training with one thing changed at a time, and a table")
     add.add_argument("study", type=Path, help="such as config/ablation-tiny.yaml")
@@ -115,6 +127,15 @@ def parser() -> argparse.ArgumentParser:
         "folders", type=Path, nargs="+", metavar="DIR", help="what evaluate wrote; the first is compared to"
     )
     add.add_argument("--out", type=Path, help="folder for compare.html, .json, .md (default: table only)")
+
+    add = commands.add_parser("card", help="a bundle and data sets → its model card: README.md, card.json, pictures")
+    add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
+    add.add_argument("--protocol", type=Path, help="what it is scored on (default: config/card.yaml)")
+    add.add_argument("--out", type=Path, required=True, help="folder of the card, such as the bundle itself")
+    add.add_argument("--seeds-of", type=Path, nargs="*", default=[], metavar="RUN", help="same recipe, other seeds")
+    add.add_argument("--cache", type=Path, help="keep predictions here for the next time (default: none kept)")
+    add.add_argument("--backend", choices=BACKENDS, default="cpu", help="what runs it (default cpu)")
+    add.add_argument("--precision", choices=PRECISIONS, default="auto", help="of a bundle (default auto)")
 
     add = commands.add_parser("prepare", help="a data set as downloaded → our layout, checked and resumable")
     add.add_argument("name", help="scared, hamlyn, c3vd, simcol3d, servct, endoslam or stereomis")

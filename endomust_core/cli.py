@@ -110,6 +110,7 @@ def render_command(options: argparse.Namespace) -> None:
         options.detail,
         depth_every=options.depth_every,
         progress=stderr_progress(),
+        variety=options.variety,
     )
     print(f"{out}: {options.frames} frames of {options.domain}, seed {options.seed}")
 
@@ -136,7 +137,10 @@ def pretrain_command(options: argparse.Namespace) -> None:
     """Configuration → run folder with both networks and their scores."""
     from endomust_core.learning.pretrain import pretrain
 
-    run = pretrain(options.config, options.overrides, options.out, options.workers)
+    run = pretrain(options.config, options.overrides, options.out, options.workers, options.only)
+    if options.only:
+        print(f"{run}: {options.only}.pt; the same command without --only trains the rest and scores")
+        return
     print(f"{run}: depth.pt, pose.pt, scores.yaml; endomust export {run} --out BUNDLE makes a bundle of it")
 
 
@@ -146,6 +150,14 @@ def train_command(options: argparse.Namespace) -> None:
 
     run = train(options.config, options.overrides, options.out, options.resume, options.overfit)
     print(f"{run}: depth.pt, pose.pt, pictures/; endomust export {run} --out BUNDLE makes a bundle of it")
+
+
+def distil_command(options: argparse.Namespace) -> None:
+    """Teacher and frames → run folder with a small network that says what the teacher says."""
+    from endomust_core.learning.distil import distil
+
+    run = distil(options.config, options.overrides, options.out)
+    print(f"{run}: depth.pt, scores.yaml; endomust export {run} --out BUNDLE makes a bundle of it")
 
 
 def ablate_command(options: argparse.Namespace) -> None:
@@ -281,6 +293,28 @@ def compare_command(options: argparse.Namespace) -> int:
     if options.out:
         print(f"{write(comparison, options.out)}: open it in a browser")
     return 0 if comparison["complete"] else 3
+
+
+def card_command(options: argparse.Namespace) -> int:
+    """Bundle and protocol → README.md, card.json and pictures; 3 where something is not at hand."""
+    from endomust_core.bundle import default_bundle
+    from endomust_core.card import make_card
+    from endomust_core.engines import EngineOptions
+    from endomust_core.importing import stderr_progress
+    from endomust_core.resources import share
+
+    card = make_card(
+        options.bundle or default_bundle(),
+        options.protocol or share("config", "card.yaml"),
+        options.out,
+        open_model=lambda path: open_model(path, options.backend, options.precision),
+        engines=EngineOptions((options.backend,), options.precision),
+        cache=options.cache,
+        replicates=options.seeds_of,
+        progress=stderr_progress,
+    )
+    print(f"{options.out / 'README.md'}: the card; card.json has every number, card/ the pictures")
+    return incomplete(card["problems"])
 
 
 def prepare_command(options: argparse.Namespace) -> int:
@@ -451,6 +485,7 @@ COMMANDS = {
     "demo": demo_command,
     "pretrain": pretrain_command,
     "train": train_command,
+    "distil": distil_command,
     "ablate": ablate_command,
     "calibrate": calibrate_command,
     "export": export_command,
@@ -458,6 +493,7 @@ COMMANDS = {
     "fetch": fetch_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
+    "card": card_command,
     "prepare": prepare_command,
     "replay": replay_command,
     "sheet": sheet_command,

@@ -4,7 +4,7 @@ Images B×3×H×W in [0,1], depth B×1×H×W [m].
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,17 @@ class View:
     def grid(self, size):
         """Sampling positions B×h×w×2 for `grid_sample(align_corners=False)`."""
         height, width = size
-        y = (torch.arange(height) + 0.5) * (2 / height) - 1
-        x = (torch.arange(width) + 0.5) * (2 / width) - 1
+        device = self.half_x.device
+        y = (torch.arange(height, device=device) + 0.5) * (2 / height) - 1
+        x = (torch.arange(width, device=device) + 0.5) * (2 / width) - 1
         gx = self.centre_x[:, None] + self.half_x[:, None] * self.flip_x[:, None] * x
         gy = self.centre_y[:, None] + self.half_y[:, None] * self.flip_y[:, None] * y
         batch = gx.shape[0]
         return torch.stack((gx[:, None].expand(batch, height, width), gy[:, :, None].expand(batch, height, width)), -1)
+
+    def to(self, device):
+        """The same view with its numbers on a device."""
+        return View(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def intrinsics(self, k):
         """fx/W, fy/H, cx/W, cy/H (B, 4) of the original → of the cut, before any flip's effect on motion (see
@@ -69,19 +74,25 @@ def cut(images, view, size, mode="bilinear"):
 class Colour:
     """A random photometric change per sample, the same for every image of that sample.
 
-    Gain, gamma, colour mixing, noise and blur.
+    Gain, gamma, colour mixing, noise and blur. Every number is drawn on the CPU, so that they are the same on every
+    device; the noise itself is drawn where the images are.
     """
 
-    def __init__(self, batch, strength, generator):
-        u = lambda low, high, *shape: low + (high - low) * torch.rand(batch, *shape, generator=generator)  # noqa: E731
+    def __init__(self, batch, strength, generator, device="cpu"):
+        def u(low, high, *shape):
+            return (low + (high - low) * torch.rand(batch, *shape, generator=generator)).to(device)
+
         self.generator, self.strength = generator, strength
+        if torch.device(device).type != "cpu":
+            seed = int(torch.randint(2**31, (), generator=generator))
+            self.generator = torch.Generator(device).manual_seed(seed)
         self.gain = torch.exp(strength * u(-0.45, 0.40, 1, 1, 1))
         self.balance = torch.exp(strength * u(-0.25, 0.25, 3, 1, 1))
         self.gamma = torch.exp(strength * u(-0.25, 0.25, 1, 1, 1))
         grey = (u(0, 1, 1, 1) < 0.15 * strength).float() * u(0.5, 1, 1, 1)
         saturation = torch.exp(strength * u(-0.5, 0.4, 1, 1)) * (1 - grey)
-        mean = torch.tensor((0.35, 0.45, 0.20)).expand(3, 3)
-        self.mix = torch.eye(3) * saturation + mean * (1 - saturation)
+        mean = torch.tensor((0.35, 0.45, 0.20), device=device).expand(3, 3)
+        self.mix = torch.eye(3, device=device) * saturation + mean * (1 - saturation)
         self.noise = u(0, 0.02 * strength, 1, 1, 1) * (u(0, 1, 1, 1, 1) < 0.5)
         self.soft = u(0, 1, 1, 1, 1) < 0.25 * strength
         self.lift = strength * u(-0.02, 0.04, 1, 1, 1)
@@ -91,7 +102,7 @@ class Colour:
         x = x.clamp(1e-4, 1) ** self.gamma + self.lift
         blurred = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
         x = torch.where(self.soft, blurred, x)
-        return (x + self.noise * torch.randn(x.shape, generator=self.generator)).clamp(0, 1)
+        return (x + self.noise * torch.randn(x.shape, generator=self.generator, device=x.device)).clamp(0, 1)
 
 
 def field_stop(fov, generator, share=0.25):
@@ -100,8 +111,11 @@ def field_stop(fov, generator, share=0.25):
     Fov B×1×H×W bool → the same, smaller.
     """
     batch, _, height, width = fov.shape
-    u = lambda low, high: low + (high - low) * torch.rand(batch, 1, 1, 1, generator=generator)  # noqa: E731
-    y = torch.linspace(-1, 1, height).view(1, 1, -1, 1) - u(-0.15, 0.15)
-    x = (torch.linspace(-1, 1, width).view(1, 1, 1, -1) - u(-0.15, 0.15)) * u(0.9, 1.4)
+
+    def u(low, high):
+        return (low + (high - low) * torch.rand(batch, 1, 1, 1, generator=generator)).to(fov.device)
+
+    y = torch.linspace(-1, 1, height, device=fov.device).view(1, 1, -1, 1) - u(-0.15, 0.15)
+    x = (torch.linspace(-1, 1, width, device=fov.device).view(1, 1, 1, -1) - u(-0.15, 0.15)) * u(0.9, 1.4)
     inside = x * x + y * y < u(0.85, 1.25) ** 2
     return fov & (inside | (u(0, 1) > share))

@@ -1,4 +1,4 @@
-"""Configuration → the networks of a run, each fresh, from a checkpoint of ours, or from published weights."""
+"""Configuration → the networks of a run, each fresh, from a checkpoint of ours, a bundle, or published weights."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,7 @@ from torch import nn
 from endomust_core.learning import checkpoint
 from endomust_core.learning.checkpoint import CheckpointError
 from endomust_core.learning.config import ConfigError
+from endomust_core.learning.from_bundle import is_bundle, load_depth, load_pose
 from endomust_core.learning.lora import LoraConfig, adapt
 from endomust_core.learning.networks import decomposition as decomposition_file
 from endomust_core.learning.networks import flow as flow_file
@@ -48,7 +49,7 @@ class Part:
 @dataclass(frozen=True)
 class PosePart:
     preset: str = "compact"
-    init: str = ""
+    init: str = ""  # as of a Part; or a bundle
     rate: float = 1.0
     translation_gain: float = 0.0  # 0: the preset's. 0.01 of the network's unit diverged on SCARED (DAE, CVPR 2026)
 
@@ -56,7 +57,7 @@ class PosePart:
 @dataclass(frozen=True)
 class DepthPart:
     preset: str = "base"
-    init: str = ""  # a checkpoint of ours (.pt), Depth Anything's or EndoMUST's published file
+    init: str = ""  # a checkpoint of ours (.pt), a bundle, Depth Anything's or EndoMUST's published file
     version: str = "v1"  # v1 | v2: of a Depth Anything file, whose names do not tell
     size: tuple[int, ...] = (224, 280)  # of the image the transformer sees, multiples of 14
     rate: float = 1.0
@@ -94,6 +95,8 @@ def build_depth(part: DepthPart) -> DepthNetwork:
     if not part.init:
         network = DepthNetwork(preset)
         log.warning("depth.init is empty: the encoder starts from random numbers, which adapters cannot mend")
+    elif is_bundle(path):
+        network = load_depth(path)
     elif is_ours(path):
         network, _ = checkpoint.load_checkpoint(path, "depth")
     elif path.name == "depth_model.pth":
@@ -113,6 +116,8 @@ def build_pose(part: PosePart) -> PoseNetwork:
     if part.translation_gain:
         preset = replace(preset, translation_gain=part.translation_gain)
     path = Path(part.init)
+    if part.init and is_bundle(path):
+        return load_pose(path)
     if part.init and is_ours(path):
         return checkpoint.load_checkpoint(path, "pose")[0]
     if part.init and path.is_dir():

@@ -11,6 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def export_bundle(
     }
     if pose_network is not None:
         manifest["pose"] = _pose_section(pose_network, size)
+    manifest["networks"] = _configs(depth=depth_network, pose=pose_network)
     if batch != 1:
         manifest["depth"]["input"]["batch"] = batch
     out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -350,6 +352,12 @@ def _depth_section(network: DepthNetwork | UNetDepth, size: tuple[int, int]) -> 
         "output": {"name": "disparity"},
         "range_m": [network.config.min_depth, network.config.max_depth],
     }
+
+
+def _configs(**networks: nn.Module | None) -> dict:
+    """What from_bundle.py builds the networks from again; none for those that nothing trains."""
+    trained = (DepthNetwork, PoseNetwork)
+    return {name: asdict(network.config) for name, network in networks.items() if type(network) in trained}
 
 
 def _pose_section(network: nn.Module, size: tuple[int, int]) -> dict:

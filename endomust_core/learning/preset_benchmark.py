@@ -29,7 +29,13 @@ from endomust_core.learning.export import DepthGraph, export_bundle
 from endomust_core.learning.networks.depth import DepthNetwork
 from endomust_core.learning.release import unseen_frames
 
-SIZES = {"tiny": (168, 224), "small": (224, 280), "base": (224, 280)}  # H, W
+SIZES = {
+    "tiny": (168, 224),
+    "tiny-pyramid": (168, 224),
+    "small-pyramid": (168, 224),
+    "small": (224, 280),
+    "base": (224, 280),
+}  # H, W
 EAGER = "PyTorch eager fp32"
 WARM_UP = 3
 Way = Callable[[np.ndarray], np.ndarray]  # (1,H,W,3) uint8 → (1,H,W) float32 [1/m]

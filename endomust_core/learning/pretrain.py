@@ -17,8 +17,9 @@ import torch
 import yaml
 
 from endomust_core.learning.augment import Colour, cut, field_stop, random_view
-from endomust_core.learning.checkpoint import save_checkpoint
-from endomust_core.learning.config import load_config
+from endomust_core.learning.checkpoint import load_checkpoint, save_checkpoint
+from endomust_core.learning.config import ConfigError, load_config
+from endomust_core.learning.from_bundle import load_depth, load_pose
 from endomust_core.learning.losses import masked_mean
 from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth
 from endomust_core.learning.networks.flow import OpticalFlow
@@ -40,6 +41,7 @@ class Scenes:
     pairs: int = 5
     size: tuple[int, ...] = (192, 240)
     detail: int = 768
+    wide: float = 0.0  # share of scenes with all that real footage brings: instruments, blood, smoke, compression
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Training:
     colour: float = 1.0
     save_every: int = 250
     bfloat16: bool = True
+    init: str = ""  # where it starts: depth.pt or pose.pt of a run, or a bundle; "": random numbers
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class PretrainConfig:
     name: str = "endomust-tiny"
     description: str = ""
     seed: int = 1
+    device: str = "cpu"  # cpu | cuda
     train: Scenes = field(default_factory=Scenes)
     validation: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 0, 4))
     test: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 500, 4))
@@ -87,7 +91,8 @@ class Views:
 
     def __init__(self, files):
         scenes = [np.load(path) for path in files]
-        self.domain = [path.name.split("-")[0] for path in files for _ in range(len(scenes[0]["rgb"]))]
+        names = [path.name.split("-")[0] + " wide" * path.parent.name.endswith("-wide") for path in files]
+        self.domain = [name for name in names for _ in range(len(scenes[0]["rgb"]))]
         self.rgb = torch.from_numpy(np.concatenate([scene["rgb"] for scene in scenes]))
         self.depth = torch.from_numpy(np.concatenate([scene["depth"] for scene in scenes]))
         repeat = len(self.rgb) // len(scenes)
@@ -96,6 +101,12 @@ class Views:
         self.intrinsics = torch.from_numpy(np.stack([scene["intrinsics"] for scene in scenes])).repeat_interleave(
             repeat, 0
         )
+
+    def to(self, device):
+        """Images and their truth on a device; the poses stay on the CPU, where motions are computed."""
+        for name in ("rgb", "depth", "fov", "intrinsics"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
 
     def __len__(self):
         return len(self.rgb)
@@ -113,16 +124,19 @@ def depth_losses(network, views, options, seed, step):
     """Losses {name: (B,)} of one step's batch; scale 0 counts full, the coarser heads less."""
     g = _generator(seed, step)
     rows = torch.randint(len(views), (options.batch,), generator=g)
-    view = random_view(options.batch, options.smallest_crop, options.stretch, g)
+    device = views.rgb.device
+    view = random_view(options.batch, options.smallest_crop, options.stretch, g).to(device)
     size = tuple(options.size)
     images, truth = views.images(rows), views.depth[rows][:, None].float()
     fov = cut(views.fov[rows][:, None].float(), view, size, "nearest") > 0.5
     lit = field_stop(fov, g)
-    images = Colour(options.batch, options.colour, g)(cut(images, view, size)) * torch.where(fov & ~lit, 0.0, 1.0)
+    images = Colour(options.batch, options.colour, g, device)(cut(images, view, size)) * torch.where(
+        fov & ~lit, 0.0, 1.0
+    )
     truth = cut(truth, view, size, "nearest")
     config = network.config
     mask = lit & (truth > config.min_depth) & (truth < config.max_depth)
-    with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16):
         disparity = network(images)
     losses = {}
     for scale, weight in ((0, 1.0), (1, 0.25), (2, 0.15), (3, 0.1)):
@@ -145,17 +159,19 @@ def pose_losses(network, views, options, seed, step):
     previous, current = first + swap, first + 1 - swap
     still = torch.rand(options.batch, generator=g) < 0.04  # a camera at rest must read as rest
     previous = torch.where(still, current, previous)
-    view = random_view(options.batch, options.smallest_crop, options.stretch, g)
+    device = views.rgb.device
+    view = random_view(options.batch, options.smallest_crop, options.stretch, g).to(device)
     size = tuple(options.size)
-    colour, flicker = Colour(options.batch, options.colour, g), Colour(options.batch, 0.15, g)
+    colour, flicker = Colour(options.batch, options.colour, g, device), Colour(options.batch, 0.15, g, device)
     before, now = (colour(cut(views.images(rows), view, size)) for rows in (previous, current))
-    transform = view.mirror(torch.linalg.inv(views.pose[previous]) @ views.pose[current])
-    rotation = torch.from_numpy(np.stack([so3_log(matrix) for matrix in transform[:, :3, :3].numpy()])).float()
+    transform = view.mirror((torch.linalg.inv(views.pose[previous]) @ views.pose[current]).to(device))
+    rotation = np.stack([so3_log(matrix) for matrix in transform[:, :3, :3].cpu().numpy()])
+    rotation = torch.from_numpy(rotation).float().to(device)
     coarse = (12, 16)
     depth = cut(views.depth[current][:, None].float(), view, coarse, "nearest")
     mask = (cut(views.fov[current][:, None].float(), view, coarse, "nearest") > 0.5) & (depth > 1e-3)
     intrinsics = view.intrinsics(views.intrinsics[current])
-    with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16):
         pose = network(flicker(before), now)
     losses = motion_losses(pose, rotation, transform[:, :3, 3].float(), intrinsics, depth, mask)
     return {
@@ -170,16 +186,20 @@ def flow_batch(views, options, seed, step):
     first = 2 * torch.randint(len(views) // 2, (options.batch,), generator=g)
     swap = (torch.rand(options.batch, generator=g) < 0.5).long()
     source, target = first + swap, first + 1 - swap
-    view = random_view(options.batch, options.smallest_crop, options.stretch, g)
+    device = views.rgb.device
+    view = random_view(options.batch, options.smallest_crop, options.stretch, g).to(device)
     size = tuple(options.size)
-    colour, flicker = Colour(options.batch, options.colour, g), Colour(options.batch, 0.25 * options.colour, g)
+    colour, flicker = (
+        Colour(options.batch, options.colour, g, device),
+        Colour(options.batch, 0.25 * options.colour, g, device),
+    )
     before, now = (colour(cut(views.images(rows), view, size)) for rows in (source, target))
-    transform = view.mirror(torch.linalg.inv(views.pose[source]) @ views.pose[target]).float()
+    transform = view.mirror((torch.linalg.inv(views.pose[source]) @ views.pose[target]).to(device)).float()
     depth = cut(views.depth[target][:, None].float(), view, size, "nearest")
     mask = (cut(views.fov[target][:, None].float(), view, size, "nearest") > 0.5) & (depth > 1e-3)
     intrinsics = view.intrinsics(views.intrinsics[target])
     field = motion_field(depth, intrinsics, transform[:, :3, :3], transform[:, :3, 3])
-    return flicker(before), now, field * torch.tensor((size[1], size[0])).view(1, 2, 1, 1), mask
+    return flicker(before), now, field * torch.tensor((size[1], size[0]), device=device).view(1, 2, 1, 1), mask
 
 
 def flow_losses(network, views, options, seed, step):
@@ -188,7 +208,7 @@ def flow_losses(network, views, options, seed, step):
     Instruments and breathing tissue move on their own and are wrong in it; the loss saturates for them.
     """
     source, target, truth, mask = flow_batch(views, options, seed, step)
-    with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+    with torch.autocast(source.device.type, torch.bfloat16, enabled=options.bfloat16):
         flow = network(source, target)
     losses = {}
     for scale, weight in ((0, 1.0), (1, 0.5), (2, 0.25), (3, 0.125)):
@@ -209,10 +229,11 @@ def fit(network, losses_of, views, options, seed, folder, kind, check):
     decay = [p for p in network.parameters() if p.dim() > 1]
     rest = [p for p in network.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), fused=True)
+    device = next(network.parameters()).device
     state_file, start = folder / f"{kind}.state.pt", 0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
         mean.load_state_dict(state["mean"])
         optimizer.load_state_dict(state["optimizer"])
@@ -236,8 +257,7 @@ def fit(network, losses_of, views, options, seed, folder, kind, check):
         optimizer.step()
         keep = min(options.average, (step + 1) / (step + 10))
         with torch.no_grad():
-            for slow, fast in zip(mean.parameters(), network.parameters(), strict=True):
-                slow.lerp_(fast, 1 - keep)
+            torch._foreach_lerp_(list(mean.parameters()), list(network.parameters()), 1 - keep)
         for name, value in losses.items():
             recent[name] = 0.98 * recent.get(name, value.mean().item()) + 0.02 * value.mean().item()
         if (step + 1) % 50 == 0:
@@ -267,10 +287,10 @@ def score_depth(network, views, size):
     for i in range(len(views)):
         image = torch.nn.functional.interpolate(views.images([i]), size=tuple(size), mode="area")
         inverse = inverse_depth(network(image, scales=(0,))[0], config.min_depth, config.max_depth)
-        truth = views.depth[i].float().numpy()
+        truth = views.depth[i].float().cpu().numpy()
         inverse = torch.nn.functional.interpolate(inverse, size=truth.shape, mode="bilinear", align_corners=False)
-        truth = np.where(views.fov[i].numpy(), truth, 0.0)
-        metrics = depth_metrics(1 / inverse[0, 0].numpy(), truth, min_depth=1e-3, max_depth=0.3)
+        truth = np.where(views.fov[i].cpu().numpy(), truth, 0.0)
+        metrics = depth_metrics(1 / inverse[0, 0].cpu().numpy(), truth, min_depth=1e-3, max_depth=0.3)
         rows.setdefault(views.domain[i], []).append(metrics)
     table = {domain: mean_metrics(found) for domain, found in rows.items()}
     table["all"] = mean_metrics([metrics for found in rows.values() for metrics in found])
@@ -292,9 +312,9 @@ def score_pose(network, views, size):
         pose = network(before, now)
         truth = torch.linalg.inv(views.pose[i]) @ views.pose[i + 1]
         true_rotation, t = so3_log(truth[:3, :3].numpy()), truth[:3, 3].numpy()
-        rotation.append(np.linalg.norm(pose.rotation[0].numpy() - true_rotation))
+        rotation.append(np.linalg.norm(pose.rotation[0].cpu().numpy() - true_rotation))
         resting.append(np.linalg.norm(true_rotation))
-        translation.append(np.linalg.norm(pose.translation[0].numpy() - t) / max(np.linalg.norm(t), 2e-4))
+        translation.append(np.linalg.norm(pose.translation[0].cpu().numpy() - t) / max(np.linalg.norm(t), 2e-4))
         focal.append(abs(pose.intrinsics[0, 0].item() / views.intrinsics[i, 0].item() - 1))
     return {
         "rotation_error": float(np.median(rotation)),
@@ -321,13 +341,17 @@ def _no_motion(source, target):
     return {scale: torch.zeros_like(target[:, :2]) for scale in range(4)}
 
 
-def pretrain(config_path, overrides=(), out=None, workers=None):
+def pretrain(config_path, overrides=(), out=None, workers=None, only=""):
     """Run the whole recipe of a configuration file; returns the run's folder.
 
     It holds depth.pt, pose.pt, scores.yaml and the resolved config.yaml; export is a step of its own.
     out: that folder (default runs/<name>); a run that was interrupted goes on where it stopped.
+    only: "depth", "pose" or "optical_flow": train that network alone and stop, so that several processes can share a
+    run; a last call without it scores what they made.
     """
     config = load_config(PretrainConfig, config_path, overrides)
+    if only and only not in NETWORKS:
+        raise ConfigError(f"there is no network {only!r} to train; choose one of {', '.join(NETWORKS)}")
     folder = Path(out or Path("runs") / config.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
@@ -335,44 +359,69 @@ def pretrain(config_path, overrides=(), out=None, workers=None):
     for name in ("train", "validation", "test"):
         scenes = getattr(config, name)
         log.info("scenes for %s: %s", name, scenes.count)
-        sets[name] = Views(
-            generate(
-                folder / "scenes" / name,
-                scenes.count,
-                scenes.first_seed,
-                scenes.pairs,
-                scenes.size,
-                scenes.detail,
-                workers,
-            )
-        )
-    torch.manual_seed(config.seed)
-    short = lambda table: "  ".join(f"{domain} {row['abs_rel']:.4f}" for domain, row in table.items())  # noqa: E731
-    depth = fit(
-        DepthNetwork(config.depth.preset), depth_losses, sets["train"], config.depth, config.seed, folder, "depth",
-        lambda network: "AbsRel on validation: " + short(score_depth(network, sets["validation"], config.depth.size)),
-    )  # fmt: skip
-    save_checkpoint(folder / "depth.pt", depth, {"config": _plain(asdict(config.depth))})
-    torch.manual_seed(config.seed)
-    pose = fit(
-        PoseNetwork(config.pose.preset), pose_losses, sets["train"], config.pose, config.seed + 1, folder, "pose",
-        lambda network: f"validation: {score_pose(network, sets['validation'], config.pose.size)}",
-    )  # fmt: skip
-    save_checkpoint(folder / "pose.pt", pose, {"config": _plain(asdict(config.pose))})
-    if config.optical_flow.steps:
-        torch.manual_seed(config.seed)
-        flow = fit(
-            OpticalFlow(config.optical_flow.preset), flow_losses, sets["train"], config.optical_flow, config.seed + 2,
-            folder, "optical_flow", lambda network: f"validation: {score_flow(network, sets['validation'], config)}",
-        )  # fmt: skip
-        save_checkpoint(folder / "optical_flow.pt", flow, {"config": _plain(asdict(config.optical_flow))})
-    scores = {
-        "depth": score_depth(depth, sets["test"], config.depth.size),
-        "pose": score_pose(pose, sets["test"], config.pose.size),
+        sets[name] = Views(scene_files(scenes, folder / "scenes" / name, workers)).to(config.device)
+    checks = {
+        "depth": lambda network: f"AbsRel on validation: {_short(score_depth(network, sets['validation'], size))}",
+        "pose": lambda network: f"validation: {score_pose(network, sets['validation'], size)}",
+        "optical_flow": lambda network: f"validation: {score_flow(network, sets['validation'], config)}",
     }
+    trained = {}
+    for number, (name, (kind, losses)) in enumerate(NETWORKS.items()):
+        options = getattr(config, name)
+        if only not in ("", name) or not options.steps:
+            continue
+        size = options.size
+        torch.manual_seed(config.seed)
+        network = start(kind, name, options).to(config.device)
+        seed = config.seed + number
+        trained[name] = fit(network, losses, sets["train"], options, seed, folder, name, checks[name]).cpu()
+        save_checkpoint(folder / f"{name}.pt", trained[name], {"config": _plain(asdict(options))})
+    if only:
+        return folder
+    scores, test = {}, sets["test"].to("cpu")
+    if "depth" in trained:
+        scores["depth"] = score_depth(trained["depth"], test, config.depth.size)
+        log.info("test: AbsRel %s", _short(scores["depth"]))
+    if "pose" in trained:
+        scores["pose"] = score_pose(trained["pose"], test, config.pose.size)
+        log.info("test: %s", scores["pose"])
     (folder / "scores.yaml").write_text(yaml.safe_dump(scores, sort_keys=False))
-    log.info("test: AbsRel %s; pose %s", short(scores["depth"]), scores["pose"])
     return folder
+
+
+NETWORKS = {  # in the order in which they train; their place is added to the seed
+    "depth": (DepthNetwork, depth_losses),
+    "pose": (PoseNetwork, pose_losses),
+    "optical_flow": (OpticalFlow, flow_losses),
+}
+
+
+def scene_files(scenes, folder, workers=None):
+    """Files of the rendered views: plain scenes in `folder`, wide ones beside it; rendered where they are missing."""
+    wide = {domain: round(scenes.wide * count) for domain, count in scenes.count.items()}
+    plain = {domain: count - wide[domain] for domain, count in scenes.count.items()}
+    files = []
+    if any(plain.values()):
+        seed = scenes.first_seed
+        files += generate(folder, plain, seed, scenes.pairs, scenes.size, scenes.detail, workers)
+    if any(wide.values()):
+        seed, beside = scenes.first_seed + 100_000, folder.with_name(f"{folder.name}-wide")
+        files += generate(beside, wide, seed, scenes.pairs, scenes.size, scenes.detail, workers, variety="wide")
+    return files
+
+
+def start(kind, name, options):
+    """The network to train: fresh, or what `init` names (a bundle, a run's folder, or its .pt)."""
+    if not options.init:
+        return kind(options.preset)
+    path = Path(options.init)
+    if (path / "manifest.yaml").is_file() and name in ("depth", "pose"):
+        return (load_depth if name == "depth" else load_pose)(path)
+    return load_checkpoint(path / f"{name}.pt" if path.is_dir() else path, name)[0]
+
+
+def _short(table):
+    return "  ".join(f"{domain} {row['abs_rel']:.4f}" for domain, row in table.items())
 
 
 def _plain(value):

@@ -16,7 +16,8 @@ from endomust_core import __version__
 from endomust_core.learning.checkpoint import CheckpointError, load_checkpoint
 from endomust_core.learning.export import ExportError, export_bundle
 from endomust_core.learning.precision import derive
-from endomust_core.simulation import DOMAINS, render
+from endomust_core.simulation import render
+from endomust_core.simulation.domains import TRAINED
 
 UNSEEN_SEED = 500  # of the frames on which ONNX Runtime is compared with PyTorch; the training scenes start at 1000
 CALIBRATION_SEEDS = (501, 502, 503, 504)
@@ -82,14 +83,14 @@ def export_run(
     )
 
 
-def unseen_frames(each: int = 3, domains: Sequence[str] = tuple(DOMAINS), seed: int = UNSEEN_SEED) -> list[np.ndarray]:
-    """`each` consecutive rendered images (H,W,3) uint8 of every domain, which no network has seen."""
+def unseen_frames(each: int = 3, domains: Sequence[str] = TRAINED, seed: int = UNSEEN_SEED) -> list[np.ndarray]:
+    """`each` consecutive rendered images (H,W,3) uint8 of the domains trained on, of scenes that no network saw."""
     size = (192, 240)
     return [f.rgb for domain in domains for f in render(domain, each, size, seed=seed, detail=512)]
 
 
 def calibration_frames(precisions: Sequence[str]) -> list[np.ndarray]:
-    """Rendered images of every domain, others than the golden ones, where int8 is among the precisions."""
+    """Rendered images of every domain trained on, others than the golden ones, where int8 is among the precisions."""
     return [f for seed in CALIBRATION_SEEDS for f in unseen_frames(2, seed=seed)] if "int8" in precisions else []
 
 

@@ -35,7 +35,8 @@ def motion_field(depth, intrinsics, rotation, translation):
     depth B×1×h×w [m]; intrinsics (B, 4) normalised; rotation (B, 3, 3), translation (B, 3) [m].
     """
     _, _, height, width = depth.shape
-    v, u = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    rows, columns = (torch.arange(side, device=depth.device) + 0.5 for side in (height, width))
+    v, u = torch.meshgrid(rows / height, columns / width, indexing="ij")
     fx, fy, cx, cy = (intrinsics[:, i, None, None] for i in range(4))
     rays = torch.stack(((u - cx) / fx, (v - cy) / fy, torch.ones_like(fx).expand(-1, height, width)), 1)
     points = rotation @ (rays * depth).flatten(2) + translation[:, :, None]

@@ -25,11 +25,13 @@ FRAME_ID = "endoscope_optical_frame"
 EPOCH_NS = 1_700_000_000_000_000_000  # rendered recordings start at this stamp: fixed, so that they repeat to the bit
 
 
-def render_command(domain, frames, out, size=(512, 640), seed=0, fps=25.0, detail=1024, depth_every=1, progress=None):
+def render_command(
+    domain, frames, out, size=(512, 640), seed=0, fps=25.0, detail=1024, depth_every=1, progress=None, variety="plain"
+):
     """Render `frames` frames to `out` (.mcap: recording, else a folder that must not exist yet); returns the path.
 
     size: (height, width); depth_every: in a recording, keep the true depth of every so many frames;
-    progress(done, total).
+    variety: plain or wide; progress(done, total).
     Raises ValueError for a bad request, before anything is written; FileExistsError if the folder is not empty.
     """
     out = Path(out)
@@ -38,7 +40,7 @@ def render_command(domain, frames, out, size=(512, 640), seed=0, fps=25.0, detai
     if fps <= 0:
         raise ValueError(f"--rate {fps}: frames per second must be positive")
     torch.set_num_threads(1)  # results repeat to the bit, and more threads would be slower
-    drawn = renderer(domain, size, seed, fps, detail)
+    drawn = renderer(domain, size, seed, fps, detail, variety=variety)
 
     def sequence():
         for number in range(frames):
@@ -49,7 +51,8 @@ def render_command(domain, frames, out, size=(512, 640), seed=0, fps=25.0, detai
     if out.suffix == ".mcap":
         _to_recording(sequence(), out, depth_every)
     else:
-        _to_folder(sequence(), out, {"domain": domain, "seed": seed, "fps": fps, "detail": detail, "frames": frames})
+        meta = {"domain": domain, "seed": seed, "fps": fps, "detail": detail, "frames": frames}
+        _to_folder(sequence(), out, meta if variety == "plain" else {**meta, "variety": variety})
     return out
 
 

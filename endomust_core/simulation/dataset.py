@@ -21,12 +21,12 @@ from endomust_core.simulation import renderer
 log = logging.getLogger(__name__)
 
 
-def render_pairs(domain, seed, pairs, size, detail):
+def render_pairs(domain, seed, pairs, size, detail, variety="plain"):
     """Views of one scene at `pairs` random times, each with a second view 1/40 to 1/8 s later → dict of arrays (module
     docstring).
     """
     rng = random.Random(f"pairs-{domain}-{seed}")
-    drawn = renderer(domain, size, seed, detail=detail)
+    drawn = renderer(domain, size, seed, detail=detail, variety=variety)
     views = []
     for _ in range(pairs):
         t, gap = rng.uniform(0, 20), rng.uniform(1 / 40, 1 / 8)
@@ -45,25 +45,28 @@ def render_pairs(domain, seed, pairs, size, detail):
 
 
 def _make(job):
-    path, domain, seed, pairs, size, detail = job
+    path, *scene = job
     torch.set_num_threads(1)  # one process per core is faster than threads inside the renderer
     part = path.with_suffix(f".{os.getpid()}.part")
     with open(part, "wb") as out:
-        np.savez(out, **render_pairs(domain, seed, pairs, size, detail))
+        np.savez(out, **render_pairs(*scene))
     os.replace(part, path)
     return path
 
 
-def generate(folder, scenes, first_seed, pairs, size, detail=768, workers=None):
+def generate(folder, scenes, first_seed, pairs, size, detail=768, workers=None, variety="plain"):
     """Render `scenes` (domain → how many) into folder, skipping what is there; returns the sorted list of files.
 
-    Logs progress with ETA. Raises ValueError where the folder was made with other pairs, size or detail.
+    Logs progress with ETA. Raises ValueError where the folder was made with other pairs, size, detail or variety.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_request(folder / "request.json", {"pairs": pairs, "size": list(size), "detail": detail})
+    request = {"pairs": pairs, "size": list(size), "detail": detail}
+    if variety != "plain":  # folders from before there were varieties stay valid
+        request["variety"] = variety
+    _check_request(folder / "request.json", request)
     jobs = [
-        (folder / f"{domain}-{first_seed + i}.npz", domain, first_seed + i, pairs, tuple(size), detail)
+        (folder / f"{domain}-{first_seed + i}.npz", domain, first_seed + i, pairs, tuple(size), detail, variety)
         for domain, count in scenes.items()
         for i in range(count)
     ]

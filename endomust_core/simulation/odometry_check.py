@@ -40,6 +40,7 @@ from endomust_core.metrics import align
 from endomust_core.odometry import START_VARIANCE, UNKNOWN_VARIANCE, OdometrySettings, inverse, plausible, so3_log
 from endomust_core.report import page, section, write_page
 from endomust_core.simulation import DOMAINS, renderer
+from endomust_core.simulation.domains import TRAINED
 from endomust_core.visual_odometry import VisualOdometry
 
 WAYS = {
@@ -426,7 +427,7 @@ def main():
     parser = argparse.ArgumentParser(description="Measure odometry on rendered sequences.")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 9100 9101, with --fit 9000 to 9009")
     parser.add_argument("--frames", type=int, default=200)
-    parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=list(DOMAINS))
+    parser.add_argument("--domains", nargs="+", default=list(TRAINED), choices=list(DOMAINS))
     parser.add_argument("--bundle", type=Path, default=None, help="folder of a bundle; default: the one shipped")
     parser.add_argument("--out", type=Path, default=None, help="folder for odometry.json and odometry.html")
     parser.add_argument("--fit", action="store_true", help="find the constants of the covariance instead")

@@ -35,6 +35,8 @@ class Scene:
     pose: object  # time [s] → (4, 4) float32 camera-to-world [mm]
     far: float  # farthest depth traced [mm]
     normal_step: float  # [mm]
+    fine: object = None  # Texture of an albedo factor and two slopes, `repeats` times along and across the appearance
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,13 @@ class Renderer:
         x, y = optics.undistort(lens, (u - self.camera.cx) / self.camera.fx, (v - self.camera.cy) / self.camera.fy)
         self.rays = torch.stack((x, y, torch.ones_like(x)), -1).to(device)  # (H, W, 3)
         self.fov = optics.field_of_view(lens, height, width).to(device)
+        self.outside = optics.surround(lens, self.fov) if scene.look.processor else None
         self.vignette = ((1 + x * x + y * y) ** (-2 * scene.look.vignette)).to(device)
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.gain = None
+        if scene.fine:
+            scene.fine.to(device)
+            self.fine_texel = scene.texel * scene.appearance.columns / (scene.repeats * scene.fine.columns)
 
     def _project(self, p_camera):
         x, y = optics.distort(self.scene.lens, p_camera[:, 0] / p_camera[:, 2], p_camera[:, 1] / p_camera[:, 2])
@@ -123,6 +129,14 @@ class Renderer:
         parts = [capsule for tool in self.scene.tools for capsule in instruments.capsules(tool, t)]
         index = torch.zeros_like(depth, dtype=torch.long)
         for i, capsule in enumerate(parts):
+            rays = None
+            if capsule.frame is not None:
+                rays = instruments.candidates(origin, directions.view(*self.size, 3), capsule, 1 / self.camera.fx)
+            if rays is not None:
+                hit = instruments.hit_capsule(origin, directions[rays], capsule)
+                nearer = hit < depth[rays]
+                depth[rays[nearer]], index[rays[nearer]] = hit[nearer], i + 1
+                continue
             hit = instruments.hit_capsule(origin, directions, capsule)
             nearer = hit < depth
             depth = torch.where(nearer, hit, depth)
@@ -148,8 +162,13 @@ class Renderer:
         geometric = normals(scene.surface, points, t, scene.normal_step)
         u, v, along_u, along_v = scene.surface.chart(points, t)
         slant = (geometric * view).sum(-1).clamp(0.12, 1)
-        maps = scene.appearance.sample_mip(u, v, depth / self.camera.fx / torch.sqrt(slant) / scene.texel)
+        footprint = depth / self.camera.fx / torch.sqrt(slant)
+        maps = scene.appearance.sample_mip(u, v, footprint / scene.texel)
         albedo, gloss = maps[:3].T.contiguous(), maps[5] ** 2 * look.specular * 0.55
+        if scene.fine:
+            fine = scene.fine.sample(u * scene.repeats, v * scene.repeats) * (self.fine_texel / footprint).clamp(max=1)
+            albedo = (albedo * (1 + fine[:1].T)).clamp(0.015, 0.95)
+            maps[3:5] += fine[1:]
         tilt = maps[3, :, None] * along_u + maps[4, :, None] * along_v
         matte, shiny = (
             F.normalize(geometric + look.bump * tilt, dim=-1),
@@ -160,7 +179,7 @@ class Renderer:
             if on.numel():
                 normal, colour = instruments.paint(points[on], capsule)
                 albedo[on], geometric[on], matte[on], shiny[on] = colour, normal, normal, normal
-                gloss[on] = 0.9
+                gloss[on] = capsule.tool.gloss
         matte, shiny, geometric = (_face(n, view) for n in (matte, shiny, geometric))
 
         # --- light
@@ -169,15 +188,24 @@ class Renderer:
         )
         image = lambda a: a.T.reshape(-1, height, width) if a.dim() == 2 else a.view(1, height, width)  # noqa: E731
         albedo, diffuse, specular = image(albedo), image(diffuse), image(specular)
-        shading = diffuse + optics.bounce(albedo * diffuse, look.ambient)
+        sent = albedo * diffuse
+        if math.isfinite(look.spill):
+            sent = torch.minimum(sent, look.spill * sent.mean())
+        shading = diffuse + optics.bounce(sent, look.ambient)
+        shading = self._polish(shading, sent, geometric @ rotation, part, parts)
         balance = torch.tensor(look.white_balance, device=self.device).view(3, 1, 1)
         linear = (albedo * shading + specular) * balance * self.vignette
         if look.smoke:
-            veil = 1 - torch.exp(-look.smoke * MM * depth.view(1, height, width))
+            thick = depth.view(1, height, width)
+            if look.plume:
+                thick = thick * optics.plume(look, height, width, t, self.device)
+            veil = 1 - torch.exp(-look.smoke * MM * thick)
             linear = linear * (1 - veil) + veil * linear.mean() * 1.5
         self.gain = optics.exposure(look, linear, self.fov, self.gain)
         flow, depth_next = self._flow(points, part, parts, t, t_next)
-        rgb = optics.develop(look, linear * self.gain, flow, self.fov, self.generator)
+        rgb = optics.develop(
+            look, linear * self.gain, flow, self.fov, self.generator, depth.view(height, width), self.outside
+        )
 
         hwc = lambda a: a.permute(1, 2, 0).cpu().numpy()  # noqa: E731
         seen = self.gain * self.vignette
@@ -191,15 +219,35 @@ class Renderer:
             fov=(self.fov > 0.5).cpu().numpy(), T_world_camera=T, stamp=t, camera=self.camera,
         )  # fmt: skip
 
+    def _polish(self, shading, sent, normals, part, parts):
+        """Polished instruments show less of their own colour and more of what lies around; (3, H, W) → same.
+
+        It goes into the shading, so that albedo * shading still is what the surface sends.
+        """
+        for i, capsule in enumerate(parts):
+            mirror = capsule.tool.mirror
+            on = (part == i + 1).nonzero(as_tuple=True)[0] if mirror else part[:0]
+            if on.numel():
+                flat = shading.view(3, -1)
+                flat[:, on] = (1 - 0.6 * mirror) * flat[:, on] + 1.6 * mirror * optics.mirrored(sent, on, normals[on]).T
+        return shading
+
     def _shadow(self, points, part, parts):
         """Who stands in the shadow of an instrument's shaft or wrist, as a function of the lamp's position."""
 
         def occluded(lamp):
-            dark = torch.zeros(points.shape[0], dtype=torch.bool, device=self.device)
+            coarse = any(capsule.frame is not None for capsule in parts)  # a quarter of the points, and softer edges
+            at = points.view(*self.size, 3)[1::2, 1::2].reshape(-1, 3) if coarse else points
+            dark = torch.zeros(at.shape[0], dtype=torch.bool, device=self.device)
             for capsule in parts:
                 if capsule.part < 2:
-                    hit = instruments.hit_capsule(points, lamp - points, capsule)
+                    hit = instruments.hit_capsule(at, lamp - at, capsule)
                     dark |= hit < 1
+            if coarse:
+                half = dark.view(1, 1, self.size[0] // 2, self.size[1] // 2).float()
+                half = F.avg_pool2d(half, 3, 1, 1)  # the lamp has some width
+                soft = F.interpolate(half, size=self.size, mode="bilinear", align_corners=False)
+                return soft.view(-1) * (part == 0)
             return dark & (part == 0)
 
         return occluded

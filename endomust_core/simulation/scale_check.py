@@ -31,7 +31,8 @@ from endomust_core.estimator import Estimator
 from endomust_core.metric_scale import KinematicScale, ScaleEstimate, ScaleSettings, axes_of
 from endomust_core.metrics import align
 from endomust_core.odometry import inverse, so3_exp
-from endomust_core.simulation import DOMAINS, renderer
+from endomust_core.simulation import renderer
+from endomust_core.simulation.domains import TRAINED
 from endomust_core.visual_odometry import VisualOdometry
 
 FPS, ROBOT_RATE = 25.0, 100.0  # Hz
@@ -243,13 +244,13 @@ def summary(runs):
 def all_runs(scenes, seeds, seconds, bundle, sequences=None):
     """Every run: (a) over `scenes` paths a domain, (b) and (c) over the rendered `seeds` (or `sequences`)."""
     runs = []
-    for domain in DOMAINS:
+    for domain in TRAINED:
         for seed in range(scenes):
             path, rng = scene(domain, seed), np.random.default_rng(seed)
             hidden = math.exp(rng.normal(0, 0.5))
             motion = true_motion(path.pose, max(READ_AFTER), rng, hidden)
             runs.append(run("a", path, motion, rng, hidden, seed % 3 == 0))
-    chosen = sequences or (rendered(domain, seed, seconds, bundle) for domain in DOMAINS for seed in seeds)
+    chosen = sequences or (rendered(domain, seed, seconds, bundle) for domain in TRAINED for seed in seeds)
     for number, sequence in enumerate(chosen):
         rng = np.random.default_rng(number)
         hidden = math.exp(rng.normal(0, 0.5))

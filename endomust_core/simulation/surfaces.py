@@ -146,6 +146,76 @@ class Plane:
         return torch.stack((p[:, 0], p[:, 1], p[:, 2] + lift), -1)
 
 
+class Cavity:
+    """Stomach-like cavity, star-shaped about the origin: |p| = r(direction) * swelling(direction, t).
+
+    Its chart is the globe with poles at +y and -y, u about y from +z, v from pole to pole in half a turn. The maps go
+    on over the poles, and so have no seam.
+    """
+
+    def __init__(self, radius_map, pulse=(0.0, 1.0, 0.0), breath=(0.0, 0.0), reach=10.0):
+        """radius_map (V, U) [mm] at the directions of `globe`; reach [mm]: larger clearances are cut to it.
+
+        pulse: amplitude (share of r), waves along z, rate [Hz], strongest at +z; breath: amplitude (share), rate [Hz].
+        """
+        rows, columns = radius_map.shape
+        whole = over_the_poles(radius_map)
+        self.radius_map, self.pulse, self.breath, self.reach = Texture(whole[None]), pulse, breath, reach
+        self.radius = float(radius_map.mean())
+        self.texel = (math.pi * self.radius / rows, TAU * self.radius / columns)
+        # Steepness of the wall against the sphere through it, of which the safe step follows.
+        v = (torch.arange(rows) + 0.5) * (math.pi / rows)
+        slope_v = (whole.roll(-1, 0) - whole.roll(1, 0))[:rows] / (2 * math.pi / rows)
+        slope_u = (whole.roll(-1, 1) - whole.roll(1, 1))[:rows] / (2 * TAU / columns * torch.sin(v)[:, None])
+        steepness = torch.quantile(torch.hypot(slope_u, slope_v) / radius_map, 0.999) + TAU * pulse[1] * pulse[0]
+        self.lipschitz = float(0.9 / torch.sqrt(1 + steepness**2))
+
+    def to(self, device):
+        self.radius_map.to(device)
+        return self
+
+    def swelling(self, axial, t):
+        """Contraction waves and breathing: factor on the radius where the direction's z is `axial`."""
+        amplitude, waves, rate = self.pulse
+        strength = amplitude * (0.5 + 0.5 * axial) ** 2
+        wave = torch.sin(axial * (TAU * waves) - TAU * rate * t)
+        return 1 + strength * wave + self.breath[0] * math.sin(TAU * self.breath[1] * t)
+
+    def _turns(self, x, y, z):
+        return torch.atan2(x, z) / TAU, torch.atan2(torch.sqrt(x * x + z * z), y) / TAU
+
+    def clearance(self, x, y, z, t):
+        rho = torch.sqrt(x * x + y * y + z * z + 1e-9)
+        r = self.radius_map.sample(*self._turns(x, y, z))[0] * self.swelling(z / rho, t)
+        # Near the origin a small step changes the direction, and with it r, a lot: far from the wall r says little.
+        return (r - rho).clamp(max=self.reach)
+
+    def chart(self, p, t):
+        """p (N, 3) on the wall → u, v [turns] and the two chart directions (N, 3), those of growing u and v."""
+        u, v = self._turns(*p.unbind(-1))
+        sin_u, cos_u, sin_v, cos_v = torch.sin(TAU * u), torch.cos(TAU * u), torch.sin(TAU * v), torch.cos(TAU * v)
+        along_u = torch.stack((cos_u, torch.zeros_like(u), -sin_u), -1)
+        along_v = torch.stack((cos_v * sin_u, -sin_v, cos_v * cos_u), -1)
+        return u, v, along_u, along_v
+
+    def advect(self, p, t0, t1):
+        """Where the tissue point p (N, 3) at time t0 is at t1: the wall swells about the origin."""
+        axial = p[:, 2] / p.norm(dim=-1).clamp(min=1e-6)
+        return p * (self.swelling(axial, t1) / self.swelling(axial, t0))[:, None]
+
+
+def globe(rows, columns):
+    """Unit vectors (3, rows, columns) of the texels of a `Cavity`'s maps: v from +y to -y, u about y from +z."""
+    v = ((torch.arange(rows) + 0.5) * (math.pi / rows))[:, None]
+    u = ((torch.arange(columns) + 0.5) * (TAU / columns))[None]
+    return torch.stack((torch.sin(v) * torch.sin(u), torch.cos(v).expand(rows, columns), torch.sin(v) * torch.cos(u)))
+
+
+def over_the_poles(maps):
+    """Maps (..., V, U) from pole to pole → (..., 2V, U), which go on over the pole on the far side, and so tile."""
+    return torch.cat((maps, maps.flip(-2).roll(maps.shape[-1] // 2, -1)), -2)
+
+
 def normals(surface, p, t, step):
     """Unit normals (N, 3) at p, into free space: the gradient of the clearance by four taps on a tetrahedron of edge ~
     step [mm].

@@ -138,5 +138,5 @@ def test_impossible_configs_are_refused_in_words():
         DepthConfig(taps=(1, 2, 3))
     with pytest.raises(ValueError, match="must be positive and increasing"):
         DepthConfig(min_depth=0.4, max_depth=0.3)
-    with pytest.raises(ValueError, match="choose conv or linear"):
+    with pytest.raises(ValueError, match="choose conv, linear or pyramid"):
         DepthConfig(patch_stem="dense")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from endomust_core.learning.networks.normalize import NormalizeRGB
-from endomust_core.learning.networks.vit import VisionTransformer
+from endomust_core.learning.networks.vit import ResidualUnit, VisionTransformer
 
 SCALES = (0, 1, 2, 3)
 
@@ -25,14 +25,16 @@ class DepthConfig:
     blocks: int = 6
     heads: int = 3
     features: int = 32  # width of the DPT decoder
-    out_channels: tuple[int, ...] = (24, 48, 96, 96)  # widths of the four reassembled maps, fine to coarse
-    taps: tuple[int, ...] = (2, 3, 4, 5)  # blocks whose tokens feed the decoder, fine to coarse
+    out_channels: tuple[int, ...] = (24, 48, 96, 96)  # widths of the decoder's four maps, fine to coarse
+    taps: tuple[int, ...] = (2, 3, 4, 5)  # blocks whose tokens feed the decoder, fine to coarse; a pyramid needs two
     necks: tuple[int, ...] = (1, 3, 5)  # blocks followed by a conv neck
     neck_dim: int = 0  # 0: dim // 8
     pos_grid: int = 16  # side of the learned position embedding, in patches
     layer_scale: float = 1.0  # 1e-5 for encoders that will be loaded, 1 from scratch
-    patch_stem: str = "conv"  # "conv": half-resolution stem with a skip to the output; "linear": one 14x14 convolution
-    stem_channels: int = 16
+    patch_stem: str = "conv"  # "conv": half-resolution stem with a skip to the output; "linear": one 14x14 convolution;
+    # "pyramid": convolutions down to stride 8, whose maps at strides 4 and 8 are the two finest of the decoder
+    stem_channels: int = 16  # at stride 2; those of a pyramid at strides 4 and 8 are the first two of out_channels
+    pyramid_units: tuple[int, ...] = (1, 2)  # residual units of a pyramid at strides 4 and 8
     head_channels: int = 16  # width before the last convolution of a disparity head
     min_depth: float = 0.002
     max_depth: float = 0.35
@@ -40,12 +42,18 @@ class DepthConfig:
     normalization: str = "imagenet"
 
     def __post_init__(self):
-        for name in ("out_channels", "taps", "necks"):
+        for name in ("out_channels", "taps", "necks", "pyramid_units"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.out_channels) != 4 or len(self.taps) != 4:
-            raise ValueError(f"the decoder takes four maps; got taps {self.taps} and out_channels {self.out_channels}")
-        if self.patch_stem not in ("conv", "linear"):
-            raise ValueError(f"patch_stem is {self.patch_stem!r}; choose conv or linear")
+        if self.patch_stem not in ("conv", "linear", "pyramid"):
+            raise ValueError(f"patch_stem is {self.patch_stem!r}; choose conv, linear or pyramid")
+        taps = 2 if self.patch_stem == "pyramid" else 4
+        if len(self.out_channels) != 4 or len(self.taps) != taps:
+            raise ValueError(
+                f"the decoder takes four maps, {taps} of them from taps where patch_stem is {self.patch_stem}; got "
+                f"taps {self.taps} and out_channels {self.out_channels}"
+            )
+        if len(self.pyramid_units) != 2:
+            raise ValueError(f"pyramid_units {self.pyramid_units} must be two numbers, at strides 4 and 8")
         if not 0 < self.min_depth < self.max_depth:
             raise ValueError(f"depth range {self.min_depth} to {self.max_depth} m must be positive and increasing")
 
@@ -54,6 +62,14 @@ _PRETRAINED = dict(pos_grid=37, layer_scale=1e-5, patch_stem="linear", head_chan
 
 PRESETS = {
     "tiny": DepthConfig(),
+    "tiny-pyramid": DepthConfig(
+        blocks=5, out_channels=(32, 64, 96, 96), taps=(2, 4), necks=(0, 2, 4), patch_stem="pyramid",
+        pyramid_units=(2, 4),
+    ),
+    "small-pyramid": DepthConfig(
+        dim=256, blocks=6, heads=4, features=48, out_channels=(48, 96, 128, 192), taps=(3, 5), necks=(1, 3, 5),
+        patch_stem="pyramid", pyramid_units=(2, 4),
+    ),
     "small": DepthConfig(
         dim=384, blocks=12, heads=6, features=64, out_channels=(48, 96, 192, 384), taps=(8, 9, 10, 11),
         necks=(2, 5, 8, 11), **_PRETRAINED,
@@ -80,7 +96,7 @@ class DepthNetwork(nn.Module):
     def __init__(self, config: DepthConfig | str = "tiny"):
         super().__init__()
         self.config = config = preset(config)
-        stem_channels = config.stem_channels if config.patch_stem == "conv" else 0
+        stem_channels = 0 if config.patch_stem == "linear" else config.stem_channels
         self.normalize = NormalizeRGB(config.normalization)
         self.encoder = VisionTransformer(
             config.dim,
@@ -92,6 +108,8 @@ class DepthNetwork(nn.Module):
             config.pos_grid,
             layer_scale=config.layer_scale,
             stem_channels=stem_channels,
+            pyramid_channels=config.out_channels[:2] if config.patch_stem == "pyramid" else None,
+            pyramid_units=config.pyramid_units,
         )
         self.depth_head = DepthHead(config, stem_channels)
 
@@ -103,16 +121,24 @@ class DepthNetwork(nn.Module):
 
 
 class DepthHead(nn.Module):
-    """DPT decoder: four token maps B×C×h×w → fused paths at 8h, 4h, 2h, h → disparity heads."""
+    """DPT decoder: four maps → fused paths, fine to coarse → disparity heads.
+
+    The maps are tokens B×C×h×w, the two finest of which are enlarged to 4h×4w and 2h×2w, or a pyramid's two and tokens.
+    """
 
     def __init__(self, config: DepthConfig, stem_channels: int):
         super().__init__()
-        self.projects = nn.ModuleList(nn.Conv2d(config.dim, channels, 1) for channels in config.out_channels)
+        pyramid = config.patch_stem == "pyramid"
+        tokens = range(2 if pyramid else 0, 4)  # the maps made of tokens; those of a pyramid have their size and width
+        self.projects = nn.ModuleList(
+            nn.Conv2d(config.dim, channels, 1) if index in tokens else nn.Identity()
+            for index, channels in enumerate(config.out_channels)
+        )
         first, second, _, fourth = config.out_channels
         self.resize_layers = nn.ModuleList(
             [
-                nn.ConvTranspose2d(first, first, 4, stride=4),
-                nn.ConvTranspose2d(second, second, 2, stride=2),
+                nn.Identity() if pyramid else nn.ConvTranspose2d(first, first, 4, stride=4),
+                nn.Identity() if pyramid else nn.ConvTranspose2d(second, second, 2, stride=2),
                 nn.Identity(),
                 nn.Conv2d(fourth, fourth, 3, stride=2, padding=1),
             ]
@@ -135,9 +161,9 @@ class DepthHead(nn.Module):
         return disparity
 
     def fuse(self, maps: list[torch.Tensor], finest: tuple[int, int] | None = None) -> list[torch.Tensor]:
-        """Token maps → the four fused paths, fine to coarse; `finest` is the size of the first (8h×8w if None)."""
+        """Four maps → the four fused paths, fine to coarse; `finest` is the size of the first (8h×8w if None)."""
         sides = zip(maps, self.projects, self.resize_layers, strict=True)
-        return self.scratch([resize(project(tokens)) for tokens, project, resize in sides], finest)
+        return self.scratch([resize(project(features)) for features, project, resize in sides], finest)
 
 
 class Fusion(nn.Module):
@@ -178,18 +204,6 @@ class FusionBlock(nn.Module):
         if coarser is not None:
             features = self.resConfUnit1(features) + coarser
         return resize(self.out_conv(self.resConfUnit2(features)), size)
-
-
-class ResidualUnit(nn.Module):
-    """x + conv(relu(conv(relu(x))))."""
-
-    def __init__(self, features: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
-        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features + self.conv2(F.relu(self.conv1(F.relu(features))))
 
 
 class DisparityHead(nn.Module):

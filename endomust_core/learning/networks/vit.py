@@ -1,8 +1,8 @@
 """Vision transformer, DINOv2 layout: image B×3×H×W (multiples of 14) → B×C×H/14×W/14 maps of chosen blocks.
 
 Convolutional necks may follow any block. Module names follow the published checkpoints (`blocks.3.attn.qkv.weight`,
-`blocks.2.residual_.conv1.weight`), so that these load without key surgery. The two stems differ only in how a 14×14
-patch becomes a token.
+`blocks.2.residual_.conv1.weight`), so that these load without key surgery. Three stems make a token of a 14×14 patch:
+one linear layer, a few convolutions, or a convolutional pyramid whose maps the decoder sees too.
 """
 
 import torch
@@ -113,14 +113,14 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One 14×14 convolution per patch: B×3×H×W → B×C×(H/14)×(W/14). Gives no fine features."""
+    """One 14×14 convolution per patch: B×3×H×W → B×C×(H/14)×(W/14). Gives no fine features and no maps."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.proj = nn.Conv2d(3, dim, PATCH, stride=PATCH)
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return self.proj(image), None
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, None, list[torch.Tensor]]:
+        return self.proj(image), None, []
 
 
 class ConvStem(nn.Module):
@@ -135,16 +135,65 @@ class ConvStem(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.proj = nn.Conv2d(channels, dim, PATCH // 2, stride=PATCH // 2)
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         fine = F.relu(self.conv1(image))
         fine = F.relu(self.conv2(fine))
-        return self.proj(fine), fine
+        return self.proj(fine), fine, []
+
+
+class ResidualUnit(nn.Module):
+    """x + conv(relu(conv(relu(x)))), 3×3 convolutions. B×C×H×W → B×C×H×W."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features + self.conv2(F.relu(self.conv1(F.relu(features))))
+
+
+class PyramidStem(nn.Module):
+    """Residual 3×3 convolutions at strides 2, 4 and 8; tokens are read from stride 8, the fine maps go to the decoder.
+
+    forward(image B×3×H×W) → (B×dim×H/14×W/14, features at stride 2, [maps at strides 4 and 8]); sizes are rounded up.
+    `channels` are the widths at strides 2, 4, 8, `units` the numbers of residual units at strides 4 and 8. Without
+    norms, so that there is no running mean to keep, a batch of one trains, and nothing but convolutions is exported;
+    instead weights start with the gain of the ReLU and every residual unit as the identity.
+    """
+
+    def __init__(self, dim: int, channels: tuple[int, int, int], units: tuple[int, int]):
+        super().__init__()
+        half, quarter, eighth = channels
+        self.conv1 = nn.Conv2d(3, half, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1)
+        self.down4 = nn.Conv2d(half, quarter, 3, stride=2, padding=1)
+        self.units4 = nn.Sequential(*(ResidualUnit(quarter) for _ in range(units[0])))
+        self.down8 = nn.Conv2d(quarter, eighth, 3, stride=2, padding=1)
+        self.units8 = nn.Sequential(*(ResidualUnit(eighth) for _ in range(units[1])))
+        self.proj = nn.Conv2d(eighth, dim, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        for unit in (*self.units4, *self.units8):
+            nn.init.zeros_(unit.conv2.weight)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        half = F.relu(self.conv2(F.relu(self.conv1(image))))
+        quarter = self.units4(self.down4(half))
+        eighth = self.units8(self.down8(F.relu(quarter)))
+        grid = tuple(side // PATCH for side in image.shape[-2:])
+        sampled = F.interpolate(F.relu(eighth), size=grid, mode="bilinear", align_corners=False)
+        return self.proj(sampled), half, [quarter, eighth]
 
 
 class VisionTransformer(nn.Module):
-    """Image → normalised patch tokens of the `taps` blocks.
+    """Image → normalised patch tokens of the `taps` blocks, after the maps of the stem if it is a pyramid.
 
-    forward(image B×3×H×W) → (B×C×H/14×W/14 maps in the order of `taps`, fine features B×c×H/2×W/2 or None).
+    forward(image B×3×H×W) → ([maps B×c×H/4×W/4 and B×c×H/8×W/8 of a pyramid,] maps B×C×H/14×W/14 in the order of
+    `taps`; fine features B×c×H/2×W/2 or None). `stem_channels` 0 is the linear stem; with `pyramid_channels`, widths
+    at strides 4 and 8, the stem is a pyramid.
     The position embedding is learned for a square of `pos_grid` patches and is resized bicubically to the actual grid;
     `bake_position` fixes it to one grid, for export. With `checkpointing` the inside of a block is computed again in
     the backward pass instead of kept: less memory for one more forward pass.
@@ -164,6 +213,8 @@ class VisionTransformer(nn.Module):
         mlp_ratio: int = 4,
         layer_scale: float = 1e-5,
         stem_channels: int = 0,
+        pyramid_channels: tuple[int, int] | None = None,
+        pyramid_units: tuple[int, int] = (1, 2),
     ):
         super().__init__()
         outside = [index for index in (*taps, *necks) if not 0 <= index < blocks]
@@ -171,7 +222,10 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"taps or necks {outside} lie outside the {blocks} blocks")
         self.taps = tuple(taps)
         self.grid = (pos_grid, pos_grid)
-        self.patch_embed = ConvStem(dim, stem_channels) if stem_channels else PatchEmbed(dim)
+        if pyramid_channels:
+            self.patch_embed = PyramidStem(dim, (stem_channels, *pyramid_channels), pyramid_units)
+        else:
+            self.patch_embed = ConvStem(dim, stem_channels) if stem_channels else PatchEmbed(dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + pos_grid * pos_grid, dim))
         self.blocks = nn.ModuleList(
@@ -192,7 +246,7 @@ class VisionTransformer(nn.Module):
         height, width = image.shape[-2:]
         if height % PATCH or width % PATCH:
             raise ValueError(f"image is {height}x{width}; both sides must be multiples of {PATCH}")
-        patches, fine = self.patch_embed(image)
+        patches, fine, maps = self.patch_embed(image)
         grid = (height // PATCH, width // PATCH)
         tokens = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(image), -1, -1), tokens], dim=1) + self.position(grid)
@@ -204,7 +258,7 @@ class VisionTransformer(nn.Module):
                 tokens = block(tokens, grid)
             if index in self.taps:
                 tapped[index] = tokens_to_grid(self.norm(tokens)[:, 1:], grid)
-        return [tapped[index] for index in self.taps], fine
+        return [*maps, *(tapped[index] for index in self.taps)], fine
 
     def position(self, grid: tuple[int, int]) -> torch.Tensor:
         """Position embedding for a patch grid (h, w): 1×(1+h·w)×C."""
