@@ -13,7 +13,7 @@ unexport PYTHONPATH PYTHONHOME LD_LIBRARY_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_P
 export RMW_IMPLEMENTATION := rmw_fastrtps_cpp
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 
-.PHONY: demo test lint faults clean help
+.PHONY: demo test lint faults model clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test   ruff and every test (CPU PyTorch, about two gigabytes of packages the first time)"
 	@echo "make lint   ruff alone"
 	@echo "make faults 10,000 hostile messages and broken surroundings against the running node (MESSAGES=1000 is shorter)"
+	@echo "make model  render, train and export models/endomust-tiny again (hours; MODEL=small is the larger one), into out/models"
 	@echo "make clean  remove build products and both environments"
 
 demo: $(DEMO_ENV)/installed
@@ -35,6 +36,12 @@ MESSAGES ?= 10000
 faults: $(TEST_ENV)/installed
 	@echo "== faults: $(MESSAGES) hostile messages against the node -> out/faults"
 	AMENT_PREFIX_PATH=$(CURDIR)/$(TEST_ENV) $(TEST_ENV)/bin/endomust bench faults --messages $(MESSAGES) --out out/faults
+
+MODEL ?= tiny
+model: $(TEST_ENV)/installed
+	@echo "== model: config/pretrain-$(MODEL).yaml -> runs/endomust-$(MODEL) -> out/models/endomust-$(MODEL); goes on where it was stopped"
+	$(TEST_ENV)/bin/endomust pretrain config/pretrain-$(MODEL).yaml --out runs/endomust-$(MODEL)
+	$(TEST_ENV)/bin/endomust export runs/endomust-$(MODEL) --out out/models/endomust-$(MODEL)
 
 lint: $(TEST_ENV)/installed
 	@echo "== ruff"

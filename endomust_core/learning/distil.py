@@ -25,7 +25,7 @@ from endomust_core.learning.losses import border_mask, masked_mean
 from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth, preset
 from endomust_core.learning.networks.pose import PoseNetwork
 from endomust_core.learning.networks.vit import PATCH
-from endomust_core.learning.pretrain import Training, _generator, fit, start
+from endomust_core.learning.pretrain import Training, batch_generator, fit, start
 from endomust_core.learning.run import RunError, compare, plain
 from endomust_core.learning.score import RANGE, to_tensor
 from endomust_core.learning.supervised import log_depth_losses
@@ -227,7 +227,7 @@ def distillation_losses(network, frames, options, seed, step, weights) -> dict[s
 
     The student sees the frame cropped, flipped, with other colours, noise and a border; the teacher saw it clean.
     """
-    g = _generator(seed, step)
+    g = batch_generator(seed, step)
     rows = torch.randint(len(frames), (options.batch,), generator=g)
     images, teacher, truth = frames.at(rows)
     device, size = images.device, tuple(options.size)

@@ -61,7 +61,7 @@ class Training:
     colour: float = 1.0
     save_every: int = 250
     bfloat16: bool = True
-    init: str = ""  # where it starts: depth.pt or pose.pt of a run, or a bundle; "": random numbers
+    init: str = ""  # where it starts: a bundle, a run or its .pt; with 0 steps it is taken as it is; "": random numbers
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,14 @@ class Views:
         return self.rgb[rows].permute(0, 3, 1, 2).float() / 255
 
 
-def _generator(seed, step):
+def batch_generator(seed, step):
+    """The random numbers of one batch: they depend on the seed and the step alone, so a stopped run goes on exactly."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def depth_losses(network, views, options, seed, step):
     """Losses {name: (B,)} of one step's batch; scale 0 counts full, the coarser heads less."""
-    g = _generator(seed, step)
+    g = batch_generator(seed, step)
     rows = torch.randint(len(views), (options.batch,), generator=g)
     device = views.rgb.device
     view = random_view(options.batch, options.smallest_crop, options.stretch, g).to(device)
@@ -153,7 +154,7 @@ def depth_losses(network, views, options, seed, step):
 
 def pose_losses(network, views, options, seed, step):
     """Losses {name: (B,)}: pairs in either order of time, cropped and flipped with their intrinsics and motion."""
-    g = _generator(seed, step)
+    g = batch_generator(seed, step)
     first = 2 * torch.randint(len(views) // 2, (options.batch,), generator=g)
     swap = (torch.rand(options.batch, generator=g) < 0.5).long()
     previous, current = first + swap, first + 1 - swap
@@ -182,7 +183,7 @@ def pose_losses(network, views, options, seed, step):
 
 def flow_batch(views, options, seed, step):
     """Source, target (B×3×H×W), their rigid flow B×2×H×W [px] from true depth and motion, and where it is known."""
-    g = _generator(seed, step)
+    g = batch_generator(seed, step)
     first = 2 * torch.randint(len(views) // 2, (options.batch,), generator=g)
     swap = (torch.rand(options.batch, generator=g) < 0.5).long()
     source, target = first + swap, first + 1 - swap
@@ -368,7 +369,7 @@ def pretrain(config_path, overrides=(), out=None, workers=None, only=""):
     trained = {}
     for number, (name, (kind, losses)) in enumerate(NETWORKS.items()):
         options = getattr(config, name)
-        if only not in ("", name) or not options.steps:
+        if only not in ("", name) or not (options.steps or options.init):
             continue
         size = options.size
         torch.manual_seed(config.seed)

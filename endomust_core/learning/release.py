@@ -48,7 +48,8 @@ def export_run(
     needed = ["config.yaml", *([] if trained else ["scores.yaml"]), "depth.pt", "pose.pt"]
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
-        again = "train again with --resume and" if trained else "pretrain again with"
+        again = "distil again with" if "teacher" in config else "pretrain again with"
+        again = "train again with --resume and" if trained else again
         raise CheckpointError(
             f"{run} holds no {', '.join(missing)}: it is no finished run; start endomust {again} "
             f"--out {run}, and it goes on where it stopped"
@@ -79,7 +80,7 @@ def export_run(
         batch=batch,
         calibration=calibration_frames(precisions),
         encoder_size=encoder_size,
-        scale_source="self-supervised, up to scale" if trained else "rendered sequences",
+        scale_source=scale_source(config),
     )
 
 
@@ -129,15 +130,24 @@ def provenance(config: dict) -> dict:
         config = config | {"data": config["data"] | sources | {"cache": ""}}
         parts = ("depth", "pose", "optical_flow", "appearance_flow", "decomposition")
         config |= {name: config[name] | {"init": Path(config[name]["init"]).name} for name in parts}
+    distilled = "teacher" in config
+    data = config["data"]["train"] if trained else "scenes of the project's renderer, none recorded"
     return {
-        "command": "endomust train" if trained else "endomust pretrain",
-        "data": config["data"]["train"] if trained else "scenes of the project's renderer, none recorded",
+        "command": "endomust train" if trained else "endomust distil" if distilled else "endomust pretrain",
+        "data": config["frames"]["train"] if distilled else data,
         "config": config,
         "seed": config["seed"],
         "commit": commit(),
         "program": f"endomust_ros {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "date": date.today().isoformat(),
     }
+
+
+def scale_source(config: dict) -> str:
+    """Where the metre of a run's depth comes from, in words."""
+    if "data" in config:
+        return "self-supervised, up to scale"
+    return f"that of its teacher, {config['teacher']}" if "teacher" in config else "rendered sequences"
 
 
 def anonymous(sources) -> str:

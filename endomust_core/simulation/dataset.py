@@ -72,6 +72,8 @@ def generate(folder, scenes, first_seed, pairs, size, detail=768, workers=None, 
     ]
     todo = [job for job in jobs if not job[0].exists()]
     random.Random(0).shuffle(todo)  # so that an interrupted run has seen every domain
+    if not todo:
+        return sorted(job[0] for job in jobs)
     begin = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
         for done, _ in enumerate(pool.imap_unordered(_make, todo), 1):

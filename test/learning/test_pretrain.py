@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
 torch = pytest.importorskip("torch")
 
 from endomust_core.learning.augment import View, cut, random_view  # noqa: E402
+from endomust_core.learning.checkpoint import load_checkpoint  # noqa: E402
 from endomust_core.learning.config import ConfigError, load_config  # noqa: E402
 from endomust_core.learning.geometry import warp_by_flow  # noqa: E402
 from endomust_core.learning.networks.depth import DepthConfig, DepthNetwork  # noqa: E402
@@ -21,6 +23,7 @@ from endomust_core.learning.pretrain import (  # noqa: E402
     flow_batch,
     flow_losses,
     pose_losses,
+    pretrain,
 )
 from endomust_core.learning.supervised import (  # noqa: E402
     log_depth_losses,
@@ -231,3 +234,35 @@ def test_flow_losses_vanish_for_the_truth(views):
         assert right[f"flow/{scale}"].abs().max() == 0
         expected = weight * 8 * 2**0.5 / (8 + 2**0.5)  # one pixel off in both directions
         assert torch.allclose(wrong[f"flow/{scale}"], torch.full((2,), expected), atol=1e-4)
+
+
+SHARED = """
+name: shared
+train: {count: {colon: 2}, wide: 0.5, first_seed: 7, pairs: 1, size: [64, 80], detail: 128}
+validation: {count: {colon: 1}, pairs: 1, size: [64, 80], detail: 128}
+test: {count: {colon: 2}, wide: 0.5, first_seed: 9, pairs: 1, size: [64, 80], detail: 128}
+depth: {size: [56, 70], steps: 2, batch: 2, warm_up: 1, bfloat16: false}
+pose: {size: [56, 70], steps: 2, batch: 2, warm_up: 1}
+"""
+
+
+def test_processes_share_a_run_and_wide_scenes_stand_beside_plain_ones(tmp_path):
+    torch.set_num_threads(1)
+    (tmp_path / "shared.yaml").write_text(SHARED)
+    run = pretrain(tmp_path / "shared.yaml", out=tmp_path / "run", workers=1, only="depth")
+    assert (run / "depth.pt").exists() and not (run / "pose.pt").exists() and not (run / "scores.yaml").exists()
+    first = load_checkpoint(run / "depth.pt", "depth")[0].state_dict()
+    assert [path.name for path in (run / "scenes" / "train").glob("*.npz")] == ["colon-7.npz"]
+    assert [path.name for path in (run / "scenes" / "train-wide").glob("*.npz")] == ["colon-100007.npz"]
+    pretrain(tmp_path / "shared.yaml", out=run, workers=1)
+    again = load_checkpoint(run / "depth.pt", "depth")[0].state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)  # what was trained alone is kept
+    scores = yaml.safe_load((run / "scores.yaml").read_text())
+    assert set(scores["depth"]) == {"colon", "colon wide", "all"} and "rotation_error" in scores["pose"]
+
+    start = [f"depth.init={run}", "depth.steps=0", "pose.steps=0", f"pose.init={run / 'pose.pt'}"]
+    taken = pretrain(tmp_path / "shared.yaml", start, tmp_path / "taken", workers=1)
+    copied = load_checkpoint(taken / "depth.pt", "depth")[0].state_dict()
+    assert all(torch.equal(first[name], copied[name]) for name in first)  # no steps: taken as it is
+    with pytest.raises(ConfigError, match="no network 'flow'.*choose one of depth, pose, optical_flow"):
+        pretrain(tmp_path / "shared.yaml", out=run, only="flow")
