@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     add = commands.add_parser("render", help="a rendered sequence with its truth → a recording, or a folder of images")
-    add.add_argument("domain", help="colon, sinus or laparo")
+    add.add_argument("domain", help="colon, sinus, laparo or stomach")
     add.add_argument("--out", type=Path, required=True, help="a recording such as colon.mcap, or a new folder")
     add.add_argument("--frames", type=int, default=100, help="how many (default 100)")
     add.add_argument("--seed", type=int, default=0, help="another scene for every number (default 0)")

@@ -1,4 +1,4 @@
-"""Procedural endoscope: renders colour, metric depth, albedo, shading, flow, masks and poses of three domains,
+"""Procedural endoscope: renders colour, metric depth, albedo, shading, flow, masks and poses of four domains,
 reproducibly.
 
 for frame in render("colon", frames=25, seed=3): frame.rgb, frame.depth, ...

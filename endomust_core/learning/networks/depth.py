@@ -62,14 +62,6 @@ _PRETRAINED = dict(pos_grid=37, layer_scale=1e-5, patch_stem="linear", head_chan
 
 PRESETS = {
     "tiny": DepthConfig(),
-    "tiny-pyramid": DepthConfig(
-        blocks=5, out_channels=(32, 64, 96, 96), taps=(2, 4), necks=(0, 2, 4), patch_stem="pyramid",
-        pyramid_units=(2, 4),
-    ),
-    "small-pyramid": DepthConfig(
-        dim=256, blocks=6, heads=4, features=48, out_channels=(48, 96, 128, 192), taps=(3, 5), necks=(1, 3, 5),
-        patch_stem="pyramid", pyramid_units=(2, 4),
-    ),
     "small": DepthConfig(
         dim=384, blocks=12, heads=6, features=64, out_channels=(48, 96, 192, 384), taps=(8, 9, 10, 11),
         necks=(2, 5, 8, 11), **_PRETRAINED,
@@ -77,6 +69,16 @@ PRESETS = {
     "base": DepthConfig(
         dim=768, blocks=12, heads=12, features=128, out_channels=(96, 192, 384, 768), taps=(8, 9, 10, 11),
         necks=(2, 5, 8, 11), **_PRETRAINED,
+    ),
+}  # fmt: skip
+PRESETS |= {  # convolutions down to stride 8 below the transformer: for networks that start from random numbers
+    "tiny-pyramid": DepthConfig(
+        blocks=5, out_channels=(32, 64, 96, 96), taps=(2, 4), necks=(0, 2, 4), patch_stem="pyramid",
+        pyramid_units=(2, 4),
+    ),
+    "small-pyramid": DepthConfig(
+        dim=256, blocks=6, heads=4, features=48, out_channels=(48, 96, 128, 192), taps=(3, 5), necks=(1, 3, 5),
+        patch_stem="pyramid", pyramid_units=(2, 4),
     ),
 }  # fmt: skip
 PRESETS["paper"] = replace(  # EndoMUST's published weights: raw RGB, depths in network units
