@@ -218,7 +218,8 @@ def test_the_shipped_bundle_comes_back_and_gives_its_golden_answers():
     bundle = load_bundle(default_bundle())
     golden = load_golden(bundle)
     depth, pose = load_depth(default_bundle()), load_pose(default_bundle())
-    assert depth.config == PRESETS["tiny"] and pose.config == PoseConfig()
+    trained = bundle.manifest["provenance"]["config"]["depth"]
+    assert depth.config == PRESETS[trained["preset"]] and pose.config == PoseConfig()
     graph = DepthGraph(copy.deepcopy(depth), bundle.depth.size)
     with torch.inference_mode():
         for image, wanted in zip(golden["depth_images"], golden["disparity"], strict=True):
