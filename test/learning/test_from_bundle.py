@@ -22,6 +22,7 @@ from endomust_core.learning.networks.relative_depth import RelativeDepth
 from endomust_core.learning.networks.resnet import ResNet18
 from endomust_core.learning.networks.vit import resize_position
 
+ROUNDED = 2e-3  # golden answers are those of float32 weights, before they were stored as float16
 SIZE = (56, 70)  # 4×5 patches
 SMALL = DepthConfig(
     dim=24, blocks=4, heads=2, features=16, out_channels=(4, 6, 8, 8), taps=(0, 1, 2, 3), necks=(1, 3), pos_grid=4,
@@ -223,12 +224,13 @@ def test_the_shipped_bundle_comes_back_and_gives_its_golden_answers():
     graph = DepthGraph(copy.deepcopy(depth), bundle.depth.size)
     with torch.inference_mode():
         for image, wanted in zip(golden["depth_images"], golden["disparity"], strict=True):
-            np.testing.assert_allclose(graph(torch.from_numpy(image[None]))[0].numpy(), wanted, rtol=1e-4)
+            answer = graph(torch.from_numpy(image[None]))[0].numpy()
+            np.testing.assert_allclose(answer, wanted, rtol=ROUNDED)
         pairs = pairs_of(golden["pose_images"])
         answers = [PoseGraph(pose)(torch.from_numpy(pair)) for pair in pairs]
     for place, name in enumerate(("rotation", "translation", "intrinsics")):
         found = np.concatenate([answer[place].numpy() for answer in answers])
-        np.testing.assert_allclose(found, golden[name], atol=1e-4 * np.abs(golden[name]).max())
+        np.testing.assert_allclose(found, golden[name], atol=5 * ROUNDED * np.abs(golden[name]).max())
     larger = disparity(depth, (224, 280))
     assert torch.isfinite(larger).all() and larger.std() > 0
 
