@@ -29,7 +29,7 @@ def test_engines_of_a_bundle(tmp_path, capsys):
     content = json.loads(out.read_text())
     way = content["results"]["ways"]["cpu auto"]
     assert way["precision"] == "fp32" and way["speedup"] == 1.0 and way["both"]["n"] == 2
-    assert way["cold_s"] > 0 and "differs from the reference by 0.00%" in way["self_test"]
+    assert way["cold_s"] > 0 and "differs from the reference by 0.0" in way["self_test"]  # weights stored as float16
     assert len(content["hashes"]["model"]) == 64 and content["machine"]["cores"] >= 1
     assert "| cpu auto | fp32 |" in capsys.readouterr().out
 

@@ -129,7 +129,7 @@ def test_the_node_comes_through_a_bounded_campaign(bundle, tmp_path):
     messages = results["messages"]
     assert not messages["crashes"], fault_campaign.table(results)
     assert not messages["problems"], messages["problems"]
-    assert messages["outcomes"]["dropped decode"] > 50 and messages["outputs_checked"]["odom"] > 50
+    assert messages["outcomes"]["dropped decode"] > 30 and messages["outputs_checked"]["odom"] > 30
     assert set(results["scenarios"]) == set(QUICK) <= set(SCENARIOS)
     assert not [name for name, found in results["scenarios"].items() if found["passed"] is False], results["scenarios"]
     assert results["passed"] and said
