@@ -24,6 +24,7 @@ from endomust_core.learning.losses import masked_mean
 from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth
 from endomust_core.learning.networks.flow import OpticalFlow
 from endomust_core.learning.networks.pose import PoseNetwork
+from endomust_core.learning.run import plain
 from endomust_core.learning.supervised import log_depth_losses, motion_field, motion_losses
 from endomust_core.metrics import depth_metrics, mean_metrics
 from endomust_core.odometry import so3_log
@@ -355,7 +356,7 @@ def pretrain(config_path, overrides=(), out=None, workers=None, only=""):
         raise ConfigError(f"there is no network {only!r} to train; choose one of {', '.join(NETWORKS)}")
     folder = Path(out or Path("runs") / config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain(asdict(config)), sort_keys=False))
     sets = {}
     for name in ("train", "validation", "test"):
         scenes = getattr(config, name)
@@ -376,7 +377,7 @@ def pretrain(config_path, overrides=(), out=None, workers=None, only=""):
         network = start(kind, name, options).to(config.device)
         seed = config.seed + number
         trained[name] = fit(network, losses, sets["train"], options, seed, folder, name, checks[name]).cpu()
-        save_checkpoint(folder / f"{name}.pt", trained[name], {"config": _plain(asdict(options))})
+        save_checkpoint(folder / f"{name}.pt", trained[name], {"config": plain(asdict(options))})
     if only:
         return folder
     scores, test = {}, sets["test"].to("cpu")
@@ -423,10 +424,3 @@ def start(kind, name, options):
 
 def _short(table):
     return "  ".join(f"{domain} {row['abs_rel']:.4f}" for domain, row in table.items())
-
-
-def _plain(value):
-    """Tuples to lists, so that YAML stays readable."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import torch
 import yaml
 
 from endomust_core.learning.networks import decomposition, depth, flow
@@ -49,3 +50,21 @@ def write_config(path, frames, preset="small", **changes):
         values.setdefault(section, {})[name] = value
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def learns_one_picture(network):
+    """Whether 80 steps bring a depth network at 56×56 from its start to a fifth of the error on a single picture."""
+    network.train()
+    row = torch.linspace(0.02, 0.12, 56)
+    target = row.expand(1, 1, 56, 56).clone()
+    target[:, :, 14:37, 20:41] += 0.1  # a near object with sharp edges
+    image = torch.cat([target * 4, torch.rand(1, 1, 56, 56), target], dim=1)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    losses = []
+    for _ in range(80):
+        error = (network(image, scales=(0,))[0] - target).abs().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        losses.append(error.item())
+    return losses[-1] < 0.2 * losses[0]

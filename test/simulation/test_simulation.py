@@ -15,14 +15,6 @@ from endomust_core.simulation.textures import Texture, spectral_noise  # noqa: E
 SIZE = (128, 160)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def sequences():
     return {domain: list(render(domain, 3, SIZE, seed=2, detail=256)) for domain in DOMAINS}

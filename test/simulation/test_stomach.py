@@ -19,14 +19,6 @@ from endomust_core.simulation.textures import TAU  # noqa: E402
 SIZE = (128, 160)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def scenes():
     return {seed: stomach(seed, 64) for seed in (1, 2, 3)}

@@ -33,14 +33,6 @@ PLAIN = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def wide():
     return {domain: list(render(domain, 2, SIZE, seed=3, detail=256, variety="wide")) for domain in TRAINED}
