@@ -21,7 +21,7 @@ help:
 	@echo "make test   ruff and every test (CPU PyTorch, about two gigabytes of packages the first time)"
 	@echo "make lint   ruff alone"
 	@echo "make faults 10,000 hostile messages and broken surroundings against the running node (MESSAGES=1000 is shorter)"
-	@echo "make model  render, train and export models/endomust-tiny again (hours; MODEL=small is the larger one), into out/models"
+	@echo "make model  train models/endomust-tiny further on rendered scenes and export it (an hour; MODEL=small: four), into out/models"
 	@echo "make clean  remove build products and both environments"
 
 demo: $(DEMO_ENV)/installed
@@ -39,8 +39,9 @@ faults: $(TEST_ENV)/installed
 
 MODEL ?= tiny
 model: $(TEST_ENV)/installed
-	@echo "== model: config/pretrain-$(MODEL).yaml -> runs/endomust-$(MODEL) -> out/models/endomust-$(MODEL); goes on where it was stopped"
-	$(TEST_ENV)/bin/endomust pretrain config/pretrain-$(MODEL).yaml --out runs/endomust-$(MODEL)
+	@echo "== model: config/refine-$(MODEL).yaml -> runs/endomust-$(MODEL) -> out/models/endomust-$(MODEL); goes on where it was stopped"
+	if [ $(MODEL) = small ]; then $(TEST_ENV)/bin/endomust pretrain config/pretrain-small.yaml --only depth --out runs/endomust-small-1; fi
+	$(TEST_ENV)/bin/endomust pretrain config/refine-$(MODEL).yaml --out runs/endomust-$(MODEL)
 	$(TEST_ENV)/bin/endomust export runs/endomust-$(MODEL) --out out/models/endomust-$(MODEL)
 
 lint: $(TEST_ENV)/installed

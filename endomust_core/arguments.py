@@ -53,9 +53,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--workers", type=int, help="processes that render (default: one per core)")
     add.add_argument(
         "--only",
-        choices=("depth", "pose", "optical_flow"),
+        choices=("scenes", "depth", "pose", "optical_flow"),
         default="",
-        help="train this network alone, so that several processes share a run; a last call without it scores them",
+        help="make this alone, so that several processes share a run; a last call without it scores the networks",
     )
 
     add = commands.add_parser("train", help="train on your own videos, without ground truth: the three steps")
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("study", type=Path, help="such as config/ablation-tiny.yaml")
     add.add_argument("--out", type=Path, required=True, help="folder of the runs; finished ones are not repeated")
     add.add_argument("--only", nargs="*", default=[], metavar="VARIANT", help="these variants only")
+    add.add_argument("--seeds", nargs="*", type=int, default=[], metavar="SEED", help="these of the study's seeds only")
 
     add = commands.add_parser("calibrate", help="focal length and centre of a camera from its video and a finished run")
     add.add_argument("run", type=Path, help="folder that train wrote, trained on this camera's videos")

@@ -139,7 +139,7 @@ def pretrain_command(options: argparse.Namespace) -> None:
 
     run = pretrain(options.config, options.overrides, options.out, options.workers, options.only)
     if options.only:
-        print(f"{run}: {options.only}.pt; the same command without --only trains the rest and scores")
+        print(f"{run}: {options.only} made; the same command without --only makes the rest and scores")
         return
     print(f"{run}: depth.pt, pose.pt, scores.yaml; endomust export {run} --out BUNDLE makes a bundle of it")
 
@@ -164,7 +164,7 @@ def ablate_command(options: argparse.Namespace) -> None:
     """Study → runs of every variant and seed, and their table."""
     from endomust_core.learning.ablation import ablate, table
 
-    print(table(ablate(options.study, options.out, options.only)), end="")
+    print(table(ablate(options.study, options.out, options.only, options.seeds)), end="")
 
 
 def calibrate_command(options: argparse.Namespace) -> None:

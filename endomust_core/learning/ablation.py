@@ -1,10 +1,16 @@
 """The same training with one thing changed at a time, several seeds each → a table of test scores, mean ± sd.
 
 A study is a YAML file: `base` (a training configuration), `seeds`, `overrides` for all, and `variants`, name → list of
-KEY=VALUE. Runs that are finished are not repeated, so a study can be stopped and gone on with, or extended.
+KEY=VALUE. Runs that are finished are not repeated, so a study can be stopped and gone on with, or extended. Several
+processes may work on one study: each takes a run that no other has, and the cache of frames is filled once.
 """
 
+import fcntl
 import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,29 +31,61 @@ COLUMNS = {  # heading → where in scores.yaml, factor
 }
 
 
-def ablate(study_path, out, only=()) -> dict[str, list[dict]]:
+def ablate(study_path, out, only=(), seeds=()) -> dict[str, list[dict]]:
     """Run a study into `out`/<variant>-<seed>; returns {variant: [scores of each seed]}.
 
-    `only` names variants to run; the table holds whatever is finished. Raises ConfigError for a study that is none.
+    `only` and `seeds` name variants and seeds to run, all without them; a run that another process has is left to it.
+    The table holds whatever is finished. Raises ConfigError for a study that is none, and for names that it lacks.
     """
     study_path, out = Path(study_path), Path(out)
     study = read_study(study_path)
     base = study_path.parent / study["base"]
-    unknown = [name for name in only if name not in study["variants"]]
-    if unknown:
-        raise ConfigError(f"no variant {', '.join(unknown)}; there are {', '.join(study['variants'])}")
-    for seed in study["seeds"]:
-        for name in only or study["variants"]:
+    variants = chosen("variant", only, study["variants"])
+    for seed in chosen("seed", seeds, study["seeds"]):
+        for name in variants:
             folder = out / f"{name}-{seed}"
-            if finished(folder):
-                continue
-            log.info("== %s, seed %d", name, seed)
-            overrides = [*study["overrides"], *study["variants"][name], f"seed={seed}", f"data.cache={out / 'cache'}"]
-            claimed = folder / "config.yaml"
-            train(base, overrides, folder, resume=claimed.exists())
-            (folder / "state.pt").unlink(missing_ok=True)  # a study keeps scores and networks, not optimisers
-            (out / "table.md").write_text(table(collected(study, out)))
+            with claim(folder) as mine:
+                if not mine:
+                    log.info("== %s, seed %d: another process is at it", name, seed)
+                    continue
+                if finished(folder):
+                    continue
+                log.info("== %s, seed %d", name, seed)
+                overrides = [*study["overrides"], *study["variants"][name]]
+                overrides += [f"seed={seed}", f"data.cache={out / 'cache'}"]
+                train(base, overrides, folder, resume=(folder / "config.yaml").exists())
+                (folder / "state.pt").unlink(missing_ok=True)  # a study keeps scores and networks, not optimisers
+            write_table(study, out)
     return collected(study, out)
+
+
+def chosen(kind: str, wanted, known) -> list:
+    """Those wanted, all where none is; ConfigError for one that is not known."""
+    if unknown := [str(name) for name in wanted if name not in known]:
+        raise ConfigError(f"no {kind} {', '.join(unknown)}; there are {', '.join(map(str, known))}")
+    return list(wanted or known)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """True where this process has the folder now, False where another has; the end of the process gives it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def write_table(study: dict, out: Path) -> None:
+    """table.md of what is finished; one process at a time, so that the last one to write has seen every run."""
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        part = out / "table.md.part"
+        part.write_text(table(collected(study, out)))
+        os.replace(part, out / "table.md")
 
 
 def read_study(path: Path) -> dict:
@@ -64,9 +102,13 @@ def read_study(path: Path) -> dict:
 
 
 def finished(folder: Path) -> bool:
-    """True where the run has scored its networks after training."""
+    """True where the run has scored its networks after training, and has put its state away.
+
+    The text is not parsed: another process may be writing it. The state goes when all of it is written.
+    """
     scores = folder / "scores.yaml"
-    return scores.exists() and "after" in yaml.safe_load(scores.read_text())
+    scored = scores.exists() and re.search("^after:", scores.read_text(), re.MULTILINE) is not None
+    return scored and not (folder / "state.pt").exists()
 
 
 def collected(study: dict, out: Path) -> dict[str, list[dict]]:

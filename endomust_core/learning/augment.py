@@ -38,6 +38,10 @@ class View:
         """The same view with its numbers on a device."""
         return View(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    def repeated(self, times):
+        """The same cuts so many times, one after the other: (B,) → (times B,)."""
+        return View(*(getattr(self, field.name).repeat(times) for field in fields(self)))
+
     def intrinsics(self, k):
         """fx/W, fy/H, cx/W, cy/H (B, 4) of the original → of the cut, before any flip's effect on motion (see
         `mirror`).

@@ -25,7 +25,7 @@ from endomust_core.learning.networks.depth import DepthNetwork, inverse_depth
 from endomust_core.learning.networks.flow import OpticalFlow
 from endomust_core.learning.networks.pose import PoseNetwork
 from endomust_core.learning.run import plain
-from endomust_core.learning.supervised import log_depth_losses, motion_field, motion_losses
+from endomust_core.learning.supervised import log_depth_losses, motion_field, motion_losses, scale_agreement
 from endomust_core.metrics import depth_metrics, mean_metrics
 from endomust_core.odometry import so3_log
 from endomust_core.simulation.dataset import generate
@@ -62,6 +62,7 @@ class Training:
     colour: float = 1.0
     save_every: int = 250
     bfloat16: bool = True
+    steady: float = 0.0  # depth: weight of the difference in scale error between two images of a scene; 0: none
     init: str = ""  # where it starts: a bundle, a run or its .pt; with 0 steps it is taken as it is; "": random numbers
 
 
@@ -71,6 +72,7 @@ class PretrainConfig:
     description: str = ""
     seed: int = 1
     device: str = "cpu"  # cpu | cuda
+    scenes: str = ""  # folder that keeps the rendered views, which runs may share; "": `scenes` in the run's folder
     train: Scenes = field(default_factory=Scenes)
     validation: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 0, 4))
     test: Scenes = field(default_factory=lambda: Scenes({"colon": 10, "sinus": 10, "laparo": 10}, 500, 4))
@@ -91,17 +93,24 @@ class Views:
     """
 
     def __init__(self, files):
-        scenes = [np.load(path) for path in files]
         names = [path.name.split("-")[0] + " wide" * path.parent.name.endswith("-wide") for path in files]
-        self.domain = [name for name in names for _ in range(len(scenes[0]["rgb"]))]
-        self.rgb = torch.from_numpy(np.concatenate([scene["rgb"] for scene in scenes]))
-        self.depth = torch.from_numpy(np.concatenate([scene["depth"] for scene in scenes]))
-        repeat = len(self.rgb) // len(scenes)
-        self.fov = torch.from_numpy(np.stack([scene["fov"] for scene in scenes])).repeat_interleave(repeat, 0)
-        self.pose = torch.from_numpy(np.concatenate([scene["T_world_camera"] for scene in scenes]))
-        self.intrinsics = torch.from_numpy(np.stack([scene["intrinsics"] for scene in scenes])).repeat_interleave(
-            repeat, 0
-        )
+        with np.load(files[0]) as scene:
+            per_scene, height, width, _ = scene["rgb"].shape
+        count = per_scene * len(files)
+        self.domain = [name for name in names for _ in range(per_scene)]
+        self.scene = torch.arange(len(files)).repeat_interleave(per_scene)
+        self.rgb = torch.empty((count, height, width, 3), dtype=torch.uint8)  # filled in place: gigabytes, once
+        self.depth = torch.empty((count, height, width), dtype=torch.float16)
+        self.fov = torch.empty((len(files), height, width), dtype=torch.bool)
+        self.pose = torch.empty((count, 4, 4), dtype=torch.float64)
+        self.intrinsics = torch.empty((count, 4))
+        for i, file in enumerate(files):
+            rows = slice(i * per_scene, (i + 1) * per_scene)
+            with np.load(file) as scene:
+                self.fov[i] = torch.from_numpy(scene["fov"])
+                self.rgb[rows], self.depth[rows] = torch.from_numpy(scene["rgb"]), torch.from_numpy(scene["depth"])
+                self.pose[rows] = torch.from_numpy(scene["T_world_camera"])
+                self.intrinsics[rows] = torch.from_numpy(scene["intrinsics"])
 
     def to(self, device):
         """Images and their truth on a device; the poses stay on the CPU, where motions are computed."""
@@ -116,6 +125,14 @@ class Views:
         """rows (B,) → B×3×H×W in [0, 1]."""
         return self.rgb[rows].permute(0, 3, 1, 2).float() / 255
 
+    def depths(self, rows):
+        """rows (B,) → B×1×H×W [m]."""
+        return self.depth[rows][:, None].float()
+
+    def fields_of_view(self, rows):
+        """rows (B,) → B×1×H×W, 1 inside and 0 outside."""
+        return self.fov[self.scene[rows]][:, None].float()
+
 
 def batch_generator(seed, step):
     """The random numbers of one batch: they depend on the seed and the step alone, so a stopped run goes on exactly."""
@@ -123,14 +140,24 @@ def batch_generator(seed, step):
 
 
 def depth_losses(network, views, options, seed, step):
-    """Losses {name: (B,)} of one step's batch; scale 0 counts full, the coarser heads less."""
+    """Losses {name: (B,)} of one step's batch; scale 0 counts full, the coarser heads less.
+
+    With `steady` the second half of the batch shows what the first half does, the same image or the other one of its
+    pair, cut alike and in other colours, and both must have the same error of scale.
+    """
     g = batch_generator(seed, step)
-    rows = torch.randint(len(views), (options.batch,), generator=g)
+    if options.steady:
+        first = torch.randint(len(views), (options.batch // 2,), generator=g)
+        other = first ^ (torch.rand(options.batch // 2, generator=g) < 0.7).long()
+        rows, view = torch.cat([first, other]), random_view(len(first), options.smallest_crop, options.stretch, g)
+        view = view.repeated(2)
+    else:
+        rows = torch.randint(len(views), (options.batch,), generator=g)
+        view = random_view(options.batch, options.smallest_crop, options.stretch, g)
     device = views.rgb.device
-    view = random_view(options.batch, options.smallest_crop, options.stretch, g).to(device)
-    size = tuple(options.size)
-    images, truth = views.images(rows), views.depth[rows][:, None].float()
-    fov = cut(views.fov[rows][:, None].float(), view, size, "nearest") > 0.5
+    view, size = view.to(device), tuple(options.size)
+    images, truth = views.images(rows), views.depths(rows)
+    fov = cut(views.fields_of_view(rows), view, size, "nearest") > 0.5
     lit = field_stop(fov, g)
     images = Colour(options.batch, options.colour, g, device)(cut(images, view, size)) * torch.where(
         fov & ~lit, 0.0, 1.0
@@ -150,6 +177,8 @@ def depth_losses(network, views, options, seed, step):
         for name, value in log_depth_losses(log_depth[..., :height, :width], target, valid).items():
             importance = {"shape": 1.0, "scale": 0.1, "gradient": 0.5}[name]
             losses[f"{name}/{scale}"] = weight * importance * value
+        if options.steady and scale == 0:
+            losses["steady"] = options.steady * scale_agreement(log_depth[..., :height, :width], target, valid)
     return losses
 
 
@@ -170,8 +199,8 @@ def pose_losses(network, views, options, seed, step):
     rotation = np.stack([so3_log(matrix) for matrix in transform[:, :3, :3].cpu().numpy()])
     rotation = torch.from_numpy(rotation).float().to(device)
     coarse = (12, 16)
-    depth = cut(views.depth[current][:, None].float(), view, coarse, "nearest")
-    mask = (cut(views.fov[current][:, None].float(), view, coarse, "nearest") > 0.5) & (depth > 1e-3)
+    depth = cut(views.depths(current), view, coarse, "nearest")
+    mask = (cut(views.fields_of_view(current), view, coarse, "nearest") > 0.5) & (depth > 1e-3)
     intrinsics = view.intrinsics(views.intrinsics[current])
     with torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16):
         pose = network(flicker(before), now)
@@ -197,8 +226,8 @@ def flow_batch(views, options, seed, step):
     )
     before, now = (colour(cut(views.images(rows), view, size)) for rows in (source, target))
     transform = view.mirror((torch.linalg.inv(views.pose[source]) @ views.pose[target]).to(device)).float()
-    depth = cut(views.depth[target][:, None].float(), view, size, "nearest")
-    mask = (cut(views.fov[target][:, None].float(), view, size, "nearest") > 0.5) & (depth > 1e-3)
+    depth = cut(views.depths(target), view, size, "nearest")
+    mask = (cut(views.fields_of_view(target), view, size, "nearest") > 0.5) & (depth > 1e-3)
     intrinsics = view.intrinsics(views.intrinsics[target])
     field = motion_field(depth, intrinsics, transform[:, :3, :3], transform[:, :3, 3])
     return flicker(before), now, field * torch.tensor((size[1], size[0]), device=device).view(1, 2, 1, 1), mask
@@ -248,26 +277,28 @@ def fit(network, losses_of, views, options, seed, folder, kind, check):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * rate
         losses = losses_of(network, views, options, seed, step)
-        total = sum(value.mean() for value in losses.values())
-        if not torch.isfinite(total):
+        terms = torch.stack([value.mean() for value in losses.values()])
+        now = terms.detach().tolist()  # the one place where a GPU is waited for
+        if not all(map(math.isfinite, now)):
             raise FloatingPointError(
                 f"{kind}: the loss is not finite at step {step}; lower learning_rate and resume from {state_file}"
             )
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        terms.sum().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         keep = min(options.average, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(mean.parameters()), list(network.parameters()), 1 - keep)
-        for name, value in losses.items():
-            recent[name] = 0.98 * recent.get(name, value.mean().item()) + 0.02 * value.mean().item()
+        for name, value in zip(losses, now, strict=True):
+            recent[name] = 0.98 * recent.get(name, value) + 0.02 * value
         if (step + 1) % 50 == 0:
-            left = (time.monotonic() - begin) / (step + 1 - start) * (options.steps - step - 1)
-            terms = "  ".join(
+            pace = (time.monotonic() - begin) / (step + 1 - start)
+            means = "  ".join(
                 f"{name} {value:.4f}" for name, value in recent.items() if name.endswith("/0") or "/" not in name
             )
-            log.info("%s step %d/%d  %s  %d min left", kind, step + 1, options.steps, terms, left / 60)
+            left = pace * (options.steps - step - 1) / 60
+            log.info("%s step %d/%d  %s  %.2f s a step, %d min left", kind, step + 1, options.steps, means, pace, left)
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             state = {
                 "network": network.state_dict(),
@@ -286,14 +317,16 @@ def score_depth(network, views, size):
     """Per-domain and overall depth metrics of the network on `views`, median-scaled, at the resolution of the truth."""
     network.eval()
     rows, config = {}, network.config
-    for i in range(len(views)):
-        image = torch.nn.functional.interpolate(views.images([i]), size=tuple(size), mode="area")
-        inverse = inverse_depth(network(image, scales=(0,))[0], config.min_depth, config.max_depth)
-        truth = views.depth[i].float().cpu().numpy()
-        inverse = torch.nn.functional.interpolate(inverse, size=truth.shape, mode="bilinear", align_corners=False)
-        truth = np.where(views.fov[i].cpu().numpy(), truth, 0.0)
-        metrics = depth_metrics(1 / inverse[0, 0].cpu().numpy(), truth, min_depth=1e-3, max_depth=0.3)
-        rows.setdefault(views.domain[i], []).append(metrics)
+    for chosen in torch.arange(len(views)).split(8):
+        images = torch.nn.functional.interpolate(views.images(chosen), size=tuple(size), mode="area")
+        inverse = inverse_depth(network(images, scales=(0,))[0], config.min_depth, config.max_depth)
+        truth = torch.where(views.fields_of_view(chosen) > 0.5, views.depths(chosen), 0.0)
+        whole = torch.nn.functional.interpolate(inverse, truth.shape[-2:], mode="bilinear", align_corners=False)
+        for i, true, found in zip(
+            chosen.tolist(), truth[:, 0].cpu().numpy(), 1 / whole[:, 0].cpu().numpy(), strict=True
+        ):
+            metrics = depth_metrics(found, true, min_depth=1e-3, max_depth=0.3)
+            rows.setdefault(views.domain[i], []).append(metrics)
     table = {domain: mean_metrics(found) for domain, found in rows.items()}
     table["all"] = mean_metrics([metrics for found in rows.values() for metrics in found])
     return table
@@ -349,19 +382,27 @@ def pretrain(config_path, overrides=(), out=None, workers=None, only=""):
     It holds depth.pt, pose.pt, scores.yaml and the resolved config.yaml; export is a step of its own.
     out: that folder (default runs/<name>); a run that was interrupted goes on where it stopped.
     only: "depth", "pose" or "optical_flow": train that network alone and stop, so that several processes can share a
-    run; a last call without it scores what they made.
+    run; a last call without it scores what they made. "scenes": render and stop.
     """
     config = load_config(PretrainConfig, config_path, overrides)
-    if only and only not in NETWORKS:
-        raise ConfigError(f"there is no network {only!r} to train; choose one of {', '.join(NETWORKS)}")
+    if only not in ("", "scenes", *NETWORKS):
+        raise ConfigError(f"there is no {only!r} to make alone; choose one of scenes, {', '.join(NETWORKS)}")
+    if config.depth.steady and config.depth.batch % 2:
+        raise ConfigError(f"depth.steady compares the halves of a batch; make depth.batch {config.depth.batch} even")
     folder = Path(out or Path("runs") / config.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(asdict(config)), sort_keys=False))
     sets = {}
     for name in ("train", "validation", "test"):
         scenes = getattr(config, name)
+        if name == "test" and only in NETWORKS:
+            continue  # scored by the call without `only`
         log.info("scenes for %s: %s", name, scenes.count)
-        sets[name] = Views(scene_files(scenes, folder / "scenes" / name, workers)).to(config.device)
+        files = scene_files(scenes, Path(config.scenes or folder / "scenes") / name, workers)
+        if only != "scenes":
+            sets[name] = Views(files).to(config.device)
+    if only == "scenes":
+        return folder
     checks = {
         "depth": lambda network: f"AbsRel on validation: {_short(score_depth(network, sets['validation'], size))}",
         "pose": lambda network: f"validation: {score_pose(network, sets['validation'], size)}",
@@ -375,6 +416,7 @@ def pretrain(config_path, overrides=(), out=None, workers=None, only=""):
         size = options.size
         torch.manual_seed(config.seed)
         network = start(kind, name, options).to(config.device)
+        torch.backends.cudnn.allow_tf32 = options.bfloat16  # 10 bits of mantissa in convolutions, else all 23
         seed = config.seed + number
         trained[name] = fit(network, losses, sets["train"], options, seed, folder, name, checks[name]).cpu()
         save_checkpoint(folder / f"{name}.pt", trained[name], {"config": plain(asdict(options))})

@@ -13,8 +13,7 @@ def log_depth_losses(log_depth, true_depth, mask):
     shape: mean |e - mean e|, blind to a common factor; scale: |mean e|; gradient: |∂e| at strides 1, 2, 4, 8
     (MegaDepth, Li and Snavely 2018), which sharpens edges and flattens surfaces.
     """
-    error = torch.where(mask, log_depth - torch.log(true_depth.clamp(min=1e-4)), 0.0)
-    offset = masked_mean(error, mask)
+    error, offset = _log_error(log_depth, true_depth, mask)
     gradient = 0.0
     for stride in (1, 2, 4, 8):
         e, m = error[..., ::stride, ::stride], mask[..., ::stride, ::stride]
@@ -27,6 +26,21 @@ def log_depth_losses(log_depth, true_depth, mask):
         "scale": offset.abs(),
         "gradient": gradient,
     }
+
+
+def scale_agreement(log_depth, true_depth, mask):
+    """|mean e of a sample - mean e of its partner|, (B,); sample i of the first half is the partner of i of the second.
+
+    A network may misjudge the size of a scene, but it should do so alike in every image of it: this is what flickers.
+    """
+    _, offset = _log_error(log_depth, true_depth, mask)
+    return (offset - offset.roll(len(offset) // 2)).abs()
+
+
+def _log_error(log_depth, true_depth, mask):
+    """e = log(depth) - log(true depth), 0 outside the mask, and its mean (B,)."""
+    error = torch.where(mask, log_depth - torch.log(true_depth.clamp(min=1e-4)), 0.0)
+    return error, masked_mean(error, mask)
 
 
 def motion_field(depth, intrinsics, rotation, translation):

@@ -85,8 +85,11 @@ def generate(folder, scenes, first_seed, pairs, size, detail=768, workers=None, 
 
 def _check_request(record, request):
     """Scenes are told apart by domain and seed alone, so one folder holds views of one kind."""
-    if record.exists() and (found := json.loads(record.read_text())) != request:
+    if not record.exists():
+        part = record.with_suffix(f".{os.getpid()}.part")  # whole or not at all: several runs may share a folder
+        part.write_text(json.dumps(request))
+        os.replace(part, record)
+    elif (found := json.loads(record.read_text())) != request:
         raise ValueError(
             f"{record.parent} holds views made with {found}, not {request}; remove it or choose another folder"
         )
-    record.write_text(json.dumps(request))

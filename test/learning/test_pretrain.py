@@ -31,6 +31,7 @@ from endomust_core.learning.supervised import (  # noqa: E402
     motion_field,
     motion_losses,
     rotation_matrix,
+    scale_agreement,
 )
 from endomust_core.simulation.dataset import generate  # noqa: E402
 
@@ -111,6 +112,34 @@ def test_depth_losses_by_hand():
     mask[..., 2:] = False
     assert log_depth_losses(step, truth, mask)["gradient"].item() == pytest.approx(0, abs=1e-6)
     assert masked_mean(truth, torch.zeros_like(mask)).item() == 0
+
+
+def test_scale_agreement_is_the_difference_of_partners():
+    truth = torch.full((4, 1, 2, 2), 0.05)
+    mask = torch.ones_like(truth, dtype=torch.bool)
+    error = torch.tensor([0.1, 0.2, 0.4, -0.3]).view(4, 1, 1, 1)  # partners: 0 and 2, 1 and 3
+    found = scale_agreement(torch.log(truth) + error, truth, mask)
+    torch.testing.assert_close(found, torch.tensor([0.3, 0.5, 0.3, 0.5]), atol=1e-5, rtol=0)
+    mask[2] = False  # nothing is known of it: as if it had no error
+    assert scale_agreement(torch.log(truth) + error, truth, mask)[0].item() == pytest.approx(0.1, abs=1e-5)
+
+
+def test_steady_batches_show_every_scene_twice(views):
+    class Recorder(torch.nn.Module):
+        config = TINY
+
+        def forward(self, images):
+            self.seen = images
+            return {scale: torch.full((4, 1, -(-56 // 2**scale), -(-70 // 2**scale)), 0.5) for scale in range(4)}
+
+    recorder, options = Recorder(), replace(SMALL, batch=4, steady=0.5, colour=0.0)
+    for step in range(4):
+        losses = depth_losses(recorder, views, options, 1, step)
+        first, second = recorder.seen.chunk(2)
+        assert (first - second).abs().mean() < 0.1, step
+        assert losses["steady"].shape == (4,)
+        torch.testing.assert_close(losses["steady"][:2], losses["steady"][2:])
+    assert "steady" not in depth_losses(recorder, views, replace(options, steady=0.0), 1, 0)
 
 
 def test_depth_loss_gradient_is_that_of_finite_differences():
@@ -254,15 +283,19 @@ def test_processes_share_a_run_and_wide_scenes_stand_beside_plain_ones(tmp_path)
     first = load_checkpoint(run / "depth.pt", "depth")[0].state_dict()
     assert [path.name for path in (run / "scenes" / "train").glob("*.npz")] == ["colon-7.npz"]
     assert [path.name for path in (run / "scenes" / "train-wide").glob("*.npz")] == ["colon-100007.npz"]
+    with pytest.raises(ConfigError, match="make depth.batch 3 even"):
+        pretrain(tmp_path / "shared.yaml", ["depth.steady=1", "depth.batch=3"], run)
     pretrain(tmp_path / "shared.yaml", out=run, workers=1)
     again = load_checkpoint(run / "depth.pt", "depth")[0].state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)  # what was trained alone is kept
     scores = yaml.safe_load((run / "scores.yaml").read_text())
     assert set(scores["depth"]) == {"colon", "colon wide", "all"} and "rotation_error" in scores["pose"]
 
-    start = [f"depth.init={run}", "depth.steps=0", "pose.steps=0", f"pose.init={run / 'pose.pt'}"]
+    start = [f"scenes={run / 'scenes'}", f"depth.init={run}", "depth.steps=0"]
+    start += [f"pose.init={run / 'pose.pt'}", "pose.steps=0"]
     taken = pretrain(tmp_path / "shared.yaml", start, tmp_path / "taken", workers=1)
+    assert not (taken / "scenes").exists()  # those of the first run
     copied = load_checkpoint(taken / "depth.pt", "depth")[0].state_dict()
     assert all(torch.equal(first[name], copied[name]) for name in first)  # no steps: taken as it is
-    with pytest.raises(ConfigError, match="no network 'flow'.*choose one of depth, pose, optical_flow"):
+    with pytest.raises(ConfigError, match="no 'flow' to make alone; choose one of scenes, depth, pose, optical_flow"):
         pretrain(tmp_path / "shared.yaml", out=run, only="flow")
