@@ -1,6 +1,8 @@
 """Supervised pretraining: geometry survives augmentation, losses have known values, a stopped run goes on exactly."""
 
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ from endomust_core.learning.supervised import (  # noqa: E402
 )
 from endomust_core.simulation.dataset import generate  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Training(size=(56, 70), steps=4, batch=2, warm_up=2, save_every=2, bfloat16=False)
 TINY = DepthConfig(
     dim=32, blocks=4, heads=2, features=8, out_channels=(8, 8, 8, 8), taps=(0, 1, 2, 3), necks=(1,), pos_grid=5
@@ -299,3 +302,19 @@ def test_processes_share_a_run_and_wide_scenes_stand_beside_plain_ones(tmp_path)
     assert all(torch.equal(first[name], copied[name]) for name in first)  # no steps: taken as it is
     with pytest.raises(ConfigError, match="no 'flow' to make alone; choose one of scenes, depth, pose, optical_flow"):
         pretrain(tmp_path / "shared.yaml", out=run, only="flow")
+
+
+@pytest.mark.parametrize(
+    "name", ["pretrain-tiny", "pretrain-small", "pretrain-two-domains", "refine-tiny", "refine-small"]
+)
+def test_shipped_configurations_load_and_their_batches_can_be_halved(name):
+    config = load_config(PretrainConfig, ROOT / "config" / f"{name}.yaml", [])
+    assert config.depth.steps > 0 and not (config.depth.steady and config.depth.batch % 2)
+    assert not config.pose.steps or config.pose.warm_up < config.pose.steps
+
+
+def test_the_script_for_a_gpu_says_what_it_can_make():
+    found = subprocess.run(
+        ["sh", "models/train-on-gpu.sh", "all"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 2 and "no stage all; choose scenes or networks" in found.stderr
