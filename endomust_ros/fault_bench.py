@@ -310,15 +310,20 @@ class Bench:
         raise CampaignError(f"parameters could not be set back: {', '.join(p.name for p in wrong)}")
 
     def settle(self, patience: float = RECOVERY) -> dict[str, int]:
-        """Counts on /diagnostics once nothing is in work: all images explained, or nothing new in three reports."""
-        seen: list[dict[str, int]] = []
+        """Counts on /diagnostics once nothing is in work: all images explained, or nothing new for `patience` [s].
+
+        On a busy machine an image may be in work for several reports.
+        """
+        seen: dict[str, int] = {}
         end = time.monotonic() + patience
         self._next_report(patience)  # what is on its way may be older than the question
         while time.monotonic() < end and self._next_report(patience):
-            seen.append(counts_of(self.probe.tasks))
-            if seen[-1] and not unexplained(seen[-1]) or len(seen) > 2 and seen[-1] == seen[-2] == seen[-3]:
+            counts = counts_of(self.probe.tasks)
+            if counts != seen:
+                seen, end = counts, time.monotonic() + patience
+            if seen and not unexplained(seen):
                 break
-        return seen[-1] if seen else {}
+        return seen
 
     def _next_report(self, patience: float) -> bool:
         heard = self.probe.reports
