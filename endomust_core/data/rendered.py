@@ -25,7 +25,7 @@ class Scenes(Dataset):
     name = "scenes"
     protocol = Protocol(1e-3, 0.3, note="rendered scenes that pretraining has kept; only inside the field of view")
     LAYOUT = """expected
-  <path>/<domain>-<seed>.npz   with rgb, depth [m] and fov; a folder such as runs/endomust-tiny/scenes/test"""
+  <path>/<domain>-<seed>.npz   with rgb, depth [m] and fov; a folder such as runs/scenes/test"""
 
     def scan(self) -> list[Item]:
         files = sorted(self.root.glob("*.npz"))
