@@ -2,7 +2,7 @@
 # Trains what the bundles in this folder are exported from, on one GPU with many cores, every seed in a process of its own:
 #   sh models/train-on-gpu.sh scenes && sh models/train-on-gpu.sh networks
 # Each stage can be stopped and called again: it goes on where it was. Progress is in runs/*/*.log. SEEDS and SMALL_SEEDS name the
-# seeds, and what follows the stage goes to `endomust pretrain` (depth.steps=100 to try it out). Without a GPU: DEVICE=cpu, and days.
+# seeds, and what follows the stage goes to `endomust pretrain` (depth.steps=100 to try it out). Without a GPU: DEVICE=cpu, and a day.
 set -e
 cd "$(dirname "$0")/.."
 endomust="${PYTHON:-python3} -m endomust_core.cli"
