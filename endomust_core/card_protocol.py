@@ -1,6 +1,7 @@
 """A YAML file → what a model card is made from: data sets, clips, seeds, stages, words; checked, nothing is opened.
 
-Every key is in the dataclasses below. Relative paths are relative to the working directory, as in every command.
+Every key is in the dataclasses below. Relative paths are relative to the working directory, as in every command; `base`
+alone, another protocol whose keys hold where this one has none, goes from the folder of the file.
 """
 
 from __future__ import annotations
@@ -75,13 +76,7 @@ class Protocol:
 def read_protocol(path: str | Path) -> Protocol:
     """Read and check the file; CardError names the key and what is allowed."""
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CardError(f"there is no protocol {path}; config/card.yaml is one to start from") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CardError(f"{path} is not YAML ({error}); mend it") from error
-    protocol = _section(Protocol, values or {}, path.name)
+    protocol = _section(Protocol, _read(path), path.name)
     if not protocol.groups:
         raise CardError(f"{path.name} names no data set; list one or more under groups")
     files = [file_name(entry.name) for entry in (*protocol.groups, *protocol.real)]
@@ -102,6 +97,26 @@ def read_protocol(path: str | Path) -> Protocol:
         if not 0 <= clip.fov_deg < 180 or clip.rows < 1:
             raise CardError(f"{path.name}: {clip.name} needs rows of 1 or more and fov_deg below 180")
     return protocol
+
+
+def _read(path: Path, below: tuple[Path, ...] = ()) -> dict:
+    """The keys of the file over those of its base; below: the files that led here."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CardError(f"there is no protocol {path}; config/card.yaml is one to start from") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CardError(f"{path} is not YAML ({error}); mend it") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise CardError(f"{path.name} must be a section with keys, it is {values!r}")
+    if "base" not in values:
+        return values
+    base, below = path.parent / str(values.pop("base")), (*below, path.resolve())
+    if base.resolve() in below:
+        raise CardError(f"{path.name}: base {base.name} leads back to itself; name another file, or none")
+    return {**_read(base, below), **values}
 
 
 def file_name(name: str) -> str:

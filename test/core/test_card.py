@@ -295,8 +295,28 @@ def test_a_protocol_that_is_wrong_is_refused_in_words(change, words, tmp_path):
         read_protocol(tmp_path / "card.yaml")
 
 
-def test_the_protocol_that_ships_names_the_zero_shot_rows():
-    plan = read_protocol(Path(__file__).resolve().parents[2] / "config/card.yaml")
+def test_a_base_holds_where_a_protocol_says_nothing(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(protocol(tmp_path) | {"summary": "old", "speed": "slow"}))
+    (tmp_path / "below/mine.yaml").write_text("base: ../card.yaml\nsummary: new\nfaults: []\n")
+    base, plan = read_protocol(tmp_path / "card.yaml"), read_protocol(tmp_path / "below/mine.yaml")
+    assert (plan.summary, plan.speed, plan.faults) == ("new", "slow", ()) and plan.groups == base.groups
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [("absent.yaml", "no protocol"), ("mine.yaml", "leads back"), ("list.yaml", "must be a section")],
+)
+def test_a_base_that_is_none_is_refused_in_words(base, words, tmp_path):
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(CardError, match=words):
+        read_protocol(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("name", ["card.yaml", "card-small.yaml"])
+def test_the_protocols_that_ship_name_the_zero_shot_rows(name):
+    plan = read_protocol(Path(__file__).resolve().parents[2] / "config" / name)
     trained = [group.name for group in plan.groups if not group.zero_shot]
     assert {name.removesuffix(", wide") for name in trained} == {"colon", "sinus", "laparo"}
     assert all(group.licence for group in plan.groups)
