@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from endomust_core import __version__
+from endomust_core.resources import bundle_path
 
 BACKENDS = ("cpu", "cuda", "tensorrt", "openvino")
 PRECISIONS = ("auto", "fp32", "tf32", "fp16", "bf16", "int8")
@@ -83,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, required=True, help="the ROS calibration file to write, such as camera.yaml")
 
     add = commands.add_parser("export", help="a finished run, or a bundle → a model bundle in other precisions")
-    add.add_argument("run", type=Path, help="folder that train or pretrain wrote, a checkpoint in it, or a bundle")
+    add.add_argument(
+        "run", type=bundle_path, help="folder that train or pretrain wrote, a checkpoint in it, or a bundle"
+    )
     add.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     add_precision(add)
     add.add_argument("--size", type=image_size, metavar="WxH", help="of the graphs' images (default: the run's)")
@@ -109,7 +112,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--accept-licence", action="store_true", help="for weights without commercial use")
 
     add = commands.add_parser("evaluate", help="score a bundle, checkpoint or run on a data set with ground truth")
-    add.add_argument("model", type=Path, nargs="?", help="bundle, run folder or depth.pt (default: the one that ships)")
+    add.add_argument(
+        "model", type=bundle_path, nargs="?", help="bundle, run folder or depth.pt (default: endomust-tiny)"
+    )
     add.add_argument("--data", required=True, metavar="NAME:PATH", help="such as scared:/data/SCARED")
     add.add_argument("--split", help="of the data set: its name, a sequence, or a file with a published list")
     add.add_argument(
@@ -130,7 +135,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, help="folder for compare.html, .json, .md (default: table only)")
 
     add = commands.add_parser("card", help="a bundle and data sets → its model card: README.md, card.json, pictures")
-    add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
+    add.add_argument(
+        "bundle", type=bundle_path, nargs="?", help="folder of the bundle, or endomust-small (default: endomust-tiny)"
+    )
     add.add_argument("--protocol", type=Path, help="what it is scored on (default: config/card.yaml)")
     add.add_argument("--out", type=Path, required=True, help="folder of the card, such as the bundle itself")
     add.add_argument("--seeds-of", type=Path, nargs="*", default=[], metavar="RUN", help="same recipe, other seeds")
@@ -145,7 +152,9 @@ def parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("replay", help="a recording or video through the node's pipeline, offline, without ROS")
     add.add_argument("source", type=Path, help="ROS 1 bag, rosbag2 (SQLite, MCAP), video file or folder of images")
-    add.add_argument("--bundle", type=Path, help="folder of the bundle (default: the one that ships)")
+    add.add_argument(
+        "--bundle", type=bundle_path, help="folder of the bundle, or endomust-small (default: endomust-tiny)"
+    )
     add.add_argument("--out", type=Path, required=True, help="folder for recording, trajectory, video, cloud, report")
     add.add_argument("--topic", help="which images, where a recording has several")
     add.add_argument("--camera", type=Path, metavar="YAML", help="ROS calibration in the place of camera_info")
@@ -173,7 +182,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--node", default="/endomust", help="full name of the node (default /endomust)")
 
     add = commands.add_parser("engine", help="build and keep the engines of a bundle for this machine, and test them")
-    add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
+    add.add_argument(
+        "bundle", type=bundle_path, nargs="?", help="folder of the bundle, or endomust-small (default: endomust-tiny)"
+    )
     add.add_argument("--provider", choices=BACKENDS, default="cpu", help="what runs it (default cpu)")
     add.add_argument("--precision", choices=PRECISIONS, default="auto", help="default auto, see docs/deploy.md")
     add.add_argument("--threads", type=int, default=0, help="of the processor (default: every core)")
@@ -183,12 +194,16 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--tolerance", type=float, help="of the self-test, median relative error (default 0.02)")
 
     add = commands.add_parser("info", help="check a model bundle and say what it holds")
-    add.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
+    add.add_argument(
+        "bundle", type=bundle_path, nargs="?", help="folder of the bundle, or endomust-small (default: endomust-tiny)"
+    )
 
     add = commands.add_parser("doctor", help="will this machine work, and what to do where not")
     add.add_argument("--image-size", type=image_size, metavar="WxH", help="of the camera (default: as it sends)")
     add.add_argument("--providers", metavar="A,B", help="such as tensorrt,cuda (default: model.providers of the node)")
-    add.add_argument("--model", type=Path, help="folder of the bundle (default: the one that ships)")
+    add.add_argument(
+        "--model", type=bundle_path, help="folder of the bundle, or endomust-small (default: endomust-tiny)"
+    )
     add.add_argument("--camera", type=Path, metavar="YAML", help="ROS camera calibration to check")
     add.add_argument("--no-ros", action="store_true", help="leave out everything about ROS")
     add.add_argument("--topic", help="look at this image topic only")

@@ -23,6 +23,7 @@ from endomust_core.backends import BackendError
 from endomust_core.benchmarking import document, resident_mb, summary, write
 from endomust_core.bundle import Bundle, default_bundle, load_bundle
 from endomust_core.engines import EngineOptions, Engines, open_engines
+from endomust_core.resources import bundle_path
 
 WARM_UP = 3
 log = logging.getLogger(__name__)
@@ -105,7 +106,9 @@ def table(results: dict[str, dict]) -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="endomust bench engine", description=__doc__.split("\n")[0])
-    parser.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle (default: the one that ships)")
+    parser.add_argument(
+        "bundle", type=bundle_path, nargs="?", help="folder of the bundle, or endomust-small (default: endomust-tiny)"
+    )
     parser.add_argument("--providers", nargs="+", default=["cpu"], help="cpu, cuda, tensorrt, openvino")
     parser.add_argument("--precisions", nargs="+", default=["auto"], help="auto, fp32, tf32, fp16, bf16, int8")
     parser.add_argument("--threads", type=int, default=0, help="of the processor (default: every core)")

@@ -29,6 +29,7 @@ from endomust_core.pipeline import Calibration, Pipeline, Settings
 from endomust_core.recording import RecordingReader
 from endomust_core.recording_writer import RecordingWriter
 from endomust_core.replay import replay
+from endomust_core.resources import bundle_path
 
 HELD = 60  # decoded images that inference alone goes through again and again
 PEAK = """
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m endomust_core.replay_benchmark", description=__doc__.split("\n")[0]
     )
     parser.add_argument("source", type=Path)
-    parser.add_argument("--bundle", type=Path, help="model bundle (default: the one that ships)")
+    parser.add_argument("--bundle", type=bundle_path, help="model bundle (default: endomust-tiny)")
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of the networks (default: all cores)")

@@ -25,6 +25,22 @@ def share(*parts: str) -> Path:
     )
 
 
+def shipped_bundle(name: str) -> Path | None:
+    """Folder of the model bundle that ships under this name, such as endomust-small; None where there is none."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        return None
+    try:
+        return share("models", name, "manifest.yaml").parent
+    except FileNotFoundError:
+        return None
+
+
+def bundle_path(text: str) -> Path:
+    """A path as somebody gave it; where nothing lies there, it may be the name of a bundle that ships."""
+    path = Path(text)
+    return path if path.exists() else shipped_bundle(text) or path
+
+
 def roots() -> list[Path]:
     """Folders that may hold the shipped files, the most specific first."""
     found = []

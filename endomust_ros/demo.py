@@ -33,7 +33,7 @@ from endomust_core.recording import (
     RecordingReader,
 )
 from endomust_core.report import write_page
-from endomust_core.resources import share
+from endomust_core.resources import bundle_path, share
 from endomust_core.results import Topics, results_of
 from endomust_ros.dds_profile import ProfileError
 from endomust_ros.demo_report import Run, demo_page, table
@@ -316,7 +316,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="endomust demo", description="Play a recording through the node and report.")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results (default out/demo)")
     parser.add_argument("--recording", type=Path, help="a recording of your own (default: the one that ships)")
-    parser.add_argument("--bundle", type=Path, help="model bundle (default: the one that ships)")
+    parser.add_argument("--bundle", type=bundle_path, help="model bundle (default: endomust-tiny)")
     parser.add_argument(
         "--node-argument", action="append", metavar="ARG", help="pass to the node, for example --node-argument=-p"
     )

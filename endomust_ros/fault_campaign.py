@@ -29,6 +29,7 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool, Trigger
 
 from endomust_core import benchmarking
+from endomust_core.resources import bundle_path
 from endomust_ros import fault_messages as hostile
 from endomust_ros.dds_profile import ProfileError
 from endomust_ros.fault_bench import GIVE_UP, OUTPUTS, TOPICS, Bench, CampaignError, Probe, unexplained
@@ -491,7 +492,7 @@ def _parse(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="endomust bench faults", description=__doc__.split("\n")[0])
     parser.add_argument("--messages", type=_count, default=10_000, help="hostile messages to send (default 10000)")
     parser.add_argument("--seed", type=_count, default=0, help="of the hostile messages (default 0)")
-    parser.add_argument("--model", type=Path, help="model bundle (default: the one that ships)")
+    parser.add_argument("--model", type=bundle_path, help="model bundle (default: endomust-tiny)")
     parser.add_argument("--no-cdr", dest="cdr", action="store_false", help="leave damaged serialised bytes out")
     parser.add_argument(
         "--scenarios", nargs="+", choices=("all", "none", *SCENARIOS), default=["all"], metavar="NAME", help="(all)"

@@ -21,7 +21,7 @@ ARGUMENTS = {
     "transport": ("", "auto, raw or compressed"),
     "mask_topic": ("", "Mask of what to ignore, such as instruments; 0 is ignored"),
     "params_file": ("", "Parameter file; the arguments of this launch file win over it"),
-    "model": ("", "Folder of the model bundle; empty is the one that ships"),
+    "model": ("", "Folder of the model bundle, or endomust-small, which ships too; empty is endomust-tiny"),
     "provider": ("", "What runs the networks: cpu, cuda, tensorrt, openvino; several separated by commas"),
     "scale_mode": ("", "Where the metre comes from: none, fixed, file or kinematic"),
     "camera_pose_topic": ("", "Camera pose of the robot, for scale_mode:=kinematic"),

@@ -27,6 +27,7 @@ import yaml
 
 from endomust_core import benchmarking
 from endomust_core.benchmarking import busy_metrics, median_of, peer_metrics, slope, summary
+from endomust_core.resources import bundle_path
 from endomust_ros.benchmark_monitor import DEFAULT, OUTPUTS, Heard, Monitor, Sampler, stages_of
 from endomust_ros.benchmark_source import size_of
 from endomust_ros.dds_profile import SIZE, ProfileError
@@ -439,7 +440,7 @@ def _parse(args: list[str] | None) -> argparse.Namespace:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `endomust bench node`, for the command line of the project."""
-    parser.add_argument("--model", type=Path, help="model bundle (default: the one that ships)")
+    parser.add_argument("--model", type=bundle_path, help="model bundle (default: endomust-tiny)")
     parser.add_argument("--size", type=size_of, default=(640, 480), metavar="WxH", help="of the images (640x480)")
     parser.add_argument("--rate", type=_positive, default=30.0, help="images a second (default 30)")
     parser.add_argument("--seconds", type=_positive, default=30.0, help="of each run (default 30)")

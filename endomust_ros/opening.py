@@ -12,6 +12,7 @@ from endomust_core.confinement import ConfinementError
 from endomust_core.decoding import looks_rectified
 from endomust_core.estimator import Estimator
 from endomust_core.pipeline import Calibration
+from endomust_core.resources import bundle_path
 from endomust_core.scale_file import SavedScale, ScaleFileError, load_scale
 from endomust_ros.parameters import ParameterError, Parameters, engine_options, resolution
 from endomust_ros.snapshot import default_folder
@@ -30,8 +31,10 @@ REFUSALS = (
 
 def estimator_of(p: Parameters, engine_opener: Callable) -> Estimator:
     """The bundle that the parameters name, opened, tested and warm. Raises one of REFUSALS."""
-    confinement.check_parameters({"model.path": p.model_path, "model.engine_cache_dir": p.model_engine_cache_dir})
-    bundle = load_bundle(p.model_path or default_bundle())
+    path = bundle_path(p.model_path) if p.model_path else default_bundle()
+    asked = p.model_path if path == Path(p.model_path) else ""  # what ships may lie outside of what paths may point to
+    confinement.check_parameters({"model.path": asked, "model.engine_cache_dir": p.model_engine_cache_dir})
+    bundle = load_bundle(path)
     engines = engine_opener(bundle, engine_options(p))
     estimator = Estimator(bundle, resolution=resolution(p.depth_resolution), engines=engines)
     estimator.warm_up(p.model_warmup_runs)

@@ -32,7 +32,9 @@ class Parameters:
     )
 
     model_path: str = _parameter(
-        "model.path", "", "Folder or manifest.yaml of the model bundle; empty is the one that ships."
+        "model.path",
+        "",
+        "Folder or manifest.yaml of the model bundle, or endomust-small, which ships too; empty is endomust-tiny.",
     )
     model_providers: tuple[str, ...] = _parameter(
         "model.providers",

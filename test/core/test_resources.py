@@ -2,6 +2,7 @@
 
 import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,20 @@ def test_no_ros_environment_is_fine(places, monkeypatch):
 
 def test_versions_are_of_what_is_installed():
     assert list(resources.versions(("no-such-package", "numpy"))) == ["numpy"]
+
+
+def test_the_name_of_a_bundle_that_ships_is_a_path_to_it_unless_something_lies_there(places, monkeypatch, tmp_path):
+    _, prefix, _ = places
+    (prefix / "models/some-bundle").mkdir(parents=True)
+    (prefix / "models/some-bundle/manifest.yaml").write_text("")
+    (prefix / "models/demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resources.bundle_path("some-bundle") == prefix / "models/some-bundle"
+    for text in ("absent", "demo", ".", "..", "models/some-bundle", "some-bundle/manifest.yaml"):
+        assert resources.bundle_path(text) == Path(text)
+    (tmp_path / "some-bundle").mkdir()
+    assert resources.bundle_path("some-bundle") == Path("some-bundle")
+
+
+def test_both_bundles_ship():
+    assert all(resources.shipped_bundle(name) for name in ("endomust-tiny", "endomust-small"))

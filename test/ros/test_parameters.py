@@ -6,12 +6,15 @@ import re
 import pytest
 import yaml
 
+from endomust_core.confinement import ConfinementError
 from endomust_core.resources import share
+from endomust_ros.opening import estimator_of
 from endomust_ros.parameters import (
     ABOUT,
     DEFAULTS,
     STATIC,
     ParameterError,
+    Parameters,
     changed,
     parameters_from,
     resolution,
@@ -110,3 +113,19 @@ def test_file_of_the_package_says_only_what_differs_and_gives_each_a_reason():
 def test_yaml_takes_on_and_off_for_true_and_false_and_so_do_we():
     assert parameters_from({"tf.publish": True}).tf_publish == "on"
     assert parameters_from({"tf.publish": False}).tf_publish == "off"
+
+
+def test_a_bundle_that_ships_opens_by_its_name_wherever_paths_may_point(monkeypatch, tmp_path):
+    class Opened(Exception):
+        pass
+
+    def opener(bundle, options):
+        raise Opened(bundle.manifest["name"])
+
+    monkeypatch.setenv("ENDOMUST_PATHS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for path, name in (("", "endomust-tiny"), ("endomust-small", "endomust-small")):
+        with pytest.raises(Opened, match=name):
+            estimator_of(Parameters(model_path=path), opener)
+    with pytest.raises(ConfinementError, match="ENDOMUST_PATHS"):
+        estimator_of(Parameters(model_path=str(share("models", "endomust-small"))), opener)
