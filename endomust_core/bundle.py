@@ -165,8 +165,8 @@ def sha256_of(path: Path) -> str:
 
 def _read_manifest(root: Path) -> dict:
     path = root / MANIFEST
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
+    if not os.path.isdir(root):  # os.path asks without complaint about what can be no path
+        what = "is a file" if os.path.exists(root) else "does not exist"
         raise BundleError(f"the bundle {root} {what}; give the folder that holds {MANIFEST}, or fetch the bundle")
     if not path.is_file():
         raise BundleError(f"{root} holds no {MANIFEST}, so it is no bundle; give another folder or export it again")

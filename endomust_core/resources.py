@@ -29,16 +29,14 @@ def shipped_bundle(name: str) -> Path | None:
     """Folder of the model bundle that ships under this name, such as endomust-small; None where there is none."""
     if not name or name.startswith(".") or Path(name).name != name:
         return None
-    try:
-        return share("models", name, "manifest.yaml").parent
-    except FileNotFoundError:
-        return None
+    folders = (root / "models" / name for root in roots())
+    return next((folder for folder in folders if os.path.isfile(folder / "manifest.yaml")), None)
 
 
 def bundle_path(text: str) -> Path:
     """A path as somebody gave it; where nothing lies there, it may be the name of a bundle that ships."""
-    path = Path(text)
-    return path if path.exists() else shipped_bundle(text) or path
+    # os.path asks without complaint about what can be no path, such as a name of thousands of letters
+    return Path(text) if os.path.exists(text) else shipped_bundle(text) or Path(text)
 
 
 def roots() -> list[Path]:

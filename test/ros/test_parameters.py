@@ -8,7 +8,7 @@ import yaml
 
 from endomust_core.confinement import ConfinementError
 from endomust_core.resources import share
-from endomust_ros.opening import estimator_of
+from endomust_ros.opening import REFUSALS, estimator_of
 from endomust_ros.parameters import (
     ABOUT,
     DEFAULTS,
@@ -113,6 +113,12 @@ def test_file_of_the_package_says_only_what_differs_and_gives_each_a_reason():
 def test_yaml_takes_on_and_off_for_true_and_false_and_so_do_we():
     assert parameters_from({"tf.publish": True}).tf_publish == "on"
     assert parameters_from({"tf.publish": False}).tf_publish == "off"
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "кадр", "."])
+def test_a_path_that_is_no_bundle_is_refused_in_words(path):
+    with pytest.raises(REFUSALS, match="no bundle|does not exist|no path"):
+        estimator_of(Parameters(model_path=path), None)
 
 
 def test_a_bundle_that_ships_opens_by_its_name_wherever_paths_may_point(monkeypatch, tmp_path):
