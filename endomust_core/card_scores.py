@@ -25,7 +25,7 @@ from endomust_core.predictions import Predictor
 ALL = "all"
 OF_MODEL, OF_BASELINES = ("abs_rel", "a1", "rmse"), ("abs_rel",)
 MOTION = ("ate_5frame", "ate_5frame_rms", "ate_full", "drift", "length", "rpe_translation", "rpe_rotation")
-OVER_SEEDS = ("abs_rel", "a1", "scale_std", "ate_5frame", "ate_full")
+OVER_SEEDS = ("abs_rel", "a1", "scale_std", "ate_5frame", "ate_full", "fx")
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
@@ -179,6 +179,8 @@ def value_of(found: Mapping, key: str) -> float | None:
     """One score out of the numbers of a data set; None where it has none."""
     if not found["at_hand"]:
         return None
+    if key == "fx":  # relative error of the focal length
+        return found["intrinsics"][0] if found["intrinsics"] else None
     if key == "scale_std":
         cell = found["scale_std"]
     else:
